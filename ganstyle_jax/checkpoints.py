@@ -1,0 +1,205 @@
+"""Checkpoints that survive anything: written in the background by Orbax, renamed when whole, checked when read.
+
+    checkpoints/1000/             the state as Orbax writes it
+    checkpoints/1000.sha256.json  the SHA-256 of each of its files, written last
+
+A checkpoint counts only with its sums, and only if they hold: Orbax itself returns a flipped bit without a word.
+Killed at any moment, a run is left with its earlier checkpoints whole. What is damaged is set aside and said so.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ganstyle_jax.files import UserError, atomic_path
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; keeps the newest `keep`, and of the others every `keep_every`-th step."""
+
+    def __init__(self, run_dir: Path, keep: int = 3, keep_every: int | None = None):
+        self.folder = Path(run_dir).absolute() / "checkpoints"  # Orbax wants an absolute path
+        self.keep, self.keep_every = keep, keep_every
+        self._writer = None
+        self._writing: int | None = None
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, damaged or not, rising."""
+        sums = self.folder.glob("*.sha256.json")
+        return sorted(int(path.name.split(".")[0]) for path in sums if path.name.split(".")[0].isdigit())
+
+    def save(self, step: int, state: Any) -> None:
+        """Copies the state to the host and returns; the files are written behind. Raises UserError if the disk is full."""
+        self.wait()
+        import orbax.checkpoint as ocp  # after the first step: it takes as long to import as a small network to compile
+
+        if self._writer is None:
+            _quiet()
+            self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        target = self.folder / str(step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sums(step).unlink(missing_ok=True)
+            self._writer.save(target, args=ocp.args.StandardSave(state), force=True)
+        except (OSError, ValueError) as error:
+            self._fail(step, error)
+        self._writing = step
+
+    def wait(self) -> None:
+        """Until what `save` began is on disk with its sums; then deletes what is no longer kept."""
+        if self._writer is None or self._writing is None:
+            return
+        step, self._writing = self._writing, None
+        try:
+            self._writer.wait_until_finished()
+            sums = {name: _sha256(self.folder / str(step) / name) for name in _files(self.folder / str(step))}
+            with atomic_path(self._sums(step)) as path:
+                path.write_text(json.dumps(sums, indent=1))
+        except (OSError, ValueError) as error:
+            self._fail(step, error)
+        self._delete_old()
+
+    def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
+        """(step, state) of the newest sound checkpoint, None without one.
+
+        abstract_state: the tree of jax.ShapeDtypeStruct, with the shardings to restore to. Unsound checkpoints are
+        renamed to <step>-damaged and reported. Raises UserError if there are checkpoints and all are damaged.
+        """
+        self.wait()
+        import orbax.checkpoint as ocp
+
+        _quiet()
+        steps = self.steps()
+        for step in reversed(steps):
+            if (reason := self._damage(step)) is not None:
+                self._set_aside(step, reason)
+                continue
+            target = self.folder / str(step)
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+                _check_tree(reader.metadata(target), abstract_state, step)
+                state = reader.restore(target, args=ocp.args.StandardRestore(abstract_state))
+            return step, state
+        if steps:
+            raise UserError(
+                f"all checkpoints in {self.folder} are damaged (steps {', '.join(map(str, steps))}): "
+                "start again in another --run-dir"
+            )
+        return None
+
+    def close(self) -> None:
+        self.wait()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _sums(self, step: int) -> Path:
+        return self.folder / f"{step}.sha256.json"
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint; None if it is sound."""
+        folder = self.folder / str(step)
+        try:
+            sums = json.loads(self._sums(step).read_text())
+            for name, expected in sums.items():
+                if _sha256(folder / name) != expected:
+                    return f"{name} does not match its SHA-256 sum"
+            if set(_files(folder)) != set(sums):
+                return "it holds files without a sum"
+        except (OSError, ValueError, AttributeError) as error:
+            return str(error)
+        return None
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        log.warning("checkpoint %d is damaged (%s); falling back to the one before", step, reason)
+        aside = self.folder / f"{step}-damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        if (self.folder / str(step)).exists():
+            (self.folder / str(step)).rename(aside)
+        self._sums(step).unlink(missing_ok=True)
+
+    def _delete_old(self) -> None:
+        steps = self.steps()
+        for step in steps[: -self.keep]:
+            if not (self.keep_every and step % self.keep_every == 0):
+                self._sums(step).unlink()  # first: without sums it no longer counts
+                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        # Remains of writes that were killed.
+        for path in self.folder.iterdir():
+            unfinished = path.is_dir() and path.name.isdigit() and int(path.name) not in steps
+            if unfinished or ".orbax-checkpoint-tmp" in path.name:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _fail(self, step: int, error: Exception):
+        self._writing = None
+        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        last = self.steps()[-1:]
+        raise UserError(
+            f"checkpoint {step} could not be written to {self.folder} ({_first_line(error)}); "
+            + (f"the last good one is step {last[0]}. " if last else "there is none yet. ")
+            + "Free some room and run the same command with --resume auto"
+        ) from error
+
+
+def all_finite(state: Any) -> jax.Array:
+    """() bool: no NaN and no infinity in any floating-point leaf."""
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves])) if leaves else jnp.array(True)
+
+
+def digest(state: Any) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all leaves: equal only for states that are bit for bit equal."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        leaf = np.asarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        total.update(leaf.tobytes())
+    return total.hexdigest()
+
+
+def _check_tree(metadata: Any, abstract_state: Any, step: int) -> None:
+    """Raises UserError where the checkpoint holds other arrays than the config asks for."""
+    tree = getattr(metadata, "item_metadata", metadata)
+    tree = getattr(tree, "tree", tree)
+
+    def shapes(tree) -> dict[str, tuple]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+        # Orbax gives back dicts where the state has dataclasses and tuples: compare names, however they are written.
+        return {
+            "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): tuple(leaf.shape)
+            for path, leaf in leaves
+        }
+
+    stored, wanted = shapes(tree), shapes(abstract_state)
+    if stored != wanted:
+        names = sorted(set(stored) ^ set(wanted)) or sorted(k for k in wanted if stored[k] != wanted[k])
+        name = names[0]
+        raise UserError(
+            f"checkpoint {step} belongs to another config: {name} has shape {stored.get(name, 'nothing')} there and "
+            f"{wanted.get(name, 'nothing')} here"
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _quiet() -> None:
+    """Orbax tells of every save through absl's logger; warnings stay."""
+    logging.getLogger("absl").setLevel(logging.WARNING)

@@ -1,0 +1,373 @@
+"""DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434), trained as in Goodfellow et al. 2014 (arXiv:1406.2661).
+
+Differs from the papers, as the common PyTorch example does: the generator's update reuses the latents of the
+discriminator's (Algorithm 1 of Goodfellow et al. draws new ones), and BatchNorm sees real and generated pictures as
+two batches. Under `jit` and `pmap` alike BatchNorm's batch is the global one.
+
+Four mistakes that tutorials hand on, and where this file does otherwise:
+- a generator grows the picture: its convolutions are transposed (`layers.double`); strided ones would shrink it;
+- the discriminator returns a logit, and the losses are softplus of it: a sigmoid followed by a log overflows;
+- log(1 - D) is -softplus(logit): `log1p` of D itself has the wrong sign, and rewards what it should punish;
+- every step draws a new batch, and an epoch is all of the data: one random batch per epoch learns next to nothing.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from ganstyle_jax import augment, layers, losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A DCGAN and how it is trained. The defaults are the paper's."""
+
+    image_size: int = 64  # pixels, a power of two from 16 to 256
+    channels: int | None = None  # 1 or 3; None: as many as the data has
+    latent_dim: int = 100  # numbers in a latent z, drawn from N(0, 1)
+    width: int = 64  # channels of the finest hidden layer, doubled at each coarser one
+    loss: Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein"] = "non_saturating"
+    generator_learning_rate: float = 2e-4
+    discriminator_learning_rate: float = 2e-4
+    beta1: float = 0.5  # Adam's decay of the mean gradient, for both networks
+    beta2: float = 0.999  # Adam's decay of the mean squared gradient
+    generator_steps: int = 1  # generator updates in a training step
+    discriminator_steps: int = 1  # discriminator updates in a training step, each on its own part of the batch
+    generator_schedule: Literal["constant", "linear", "cosine"] = "constant"  # learning rate down to 0
+    discriminator_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule_steps: int = 0  # training steps after which a schedule that is not constant has reached 0
+    clip_norm: float = 0.0  # largest norm of a network's gradient; 0: not clipped
+    r1: float = 0.0  # weight gamma of the R1 penalty, gamma / 2 |grad D|^2 on real pictures
+    r2: float = 0.0  # weight gamma of the R2 penalty, the same on generated ones
+    gradient_penalty: float = 0.0  # weight lambda of WGAN-GP's penalty (10 in the paper)
+    augment: str = ""  # DiffAugment, a comma-separated list of color, translation, cutout
+    instance_noise: float = 0.0  # standard deviation of the noise on all that the discriminator sees, at step 0
+    instance_noise_steps: int = 10_000  # steps over which that noise falls to 0
+    ema_halflife_images: float = 10_000.0  # images after which the generator's average has half forgotten
+    batch_norm: Literal["standing", "running", "batch"] = "standing"  # statistics of samples: estimated anew, ...
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the arithmetic; weights are float32 or float64
+    convolution: Literal["auto", "cpu", "xla"] = "auto"  # see layers.halve
+
+    def __post_init__(self):
+        if not 16 <= self.image_size <= 256 or self.image_size & (self.image_size - 1):
+            raise ValueError(f"image_size must be a power of two from 16 to 256, got {self.image_size}")
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {self.channels}")
+        for name in ("latent_dim", "width", "generator_steps", "discriminator_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("clip_norm", "r1", "r2", "gradient_penalty", "instance_noise", "ema_halflife_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.schedule_steps < 1 and {self.generator_schedule, self.discriminator_schedule} != {"constant"}:
+            raise ValueError(f"a schedule that is not constant needs schedule_steps >= 1, got {self.schedule_steps}")
+        augment.check_policy(self.augment)
+
+    @property
+    def compute_dtype(self):
+        return jnp.dtype(self.dtype)
+
+    @property
+    def param_dtype(self):
+        """Weights keep float32 under bfloat16. Linen keeps it under x64 too, unless it is told otherwise."""
+        return jnp.float64 if self.dtype == "float64" else jnp.float32
+
+    @property
+    def hidden_channels(self) -> list[int]:
+        """From 4x4 pixels up: [8w, 4w, 2w, w] for 64 pixels."""
+        levels = self.image_size.bit_length() - 3
+        return [self.width << level for level in reversed(range(levels))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+_normal = nn.initializers.normal(0.02)
+
+
+class Halve(nn.Module):
+    """4x4 convolution of stride 2, without bias."""
+
+    features: int
+    cfg: Config
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", _normal, (4, 4, x.shape[-1], self.features), self.cfg.param_dtype)
+        return layers.halve(x, kernel.astype(x.dtype), self.cfg.convolution)
+
+
+class Double(nn.Module):
+    """4x4 transposed convolution of stride 2, without bias."""
+
+    features: int
+    cfg: Config
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", _normal, (4, 4, x.shape[-1], self.features), self.cfg.param_dtype)
+        return layers.double(x, kernel.astype(x.dtype), self.cfg.convolution)
+
+
+class Generator(nn.Module):
+    """Latents (b, latent_dim) to images (b, s, s, c) in [-1, 1]: projected to 4x4, then doubled until they are s wide."""
+
+    cfg: Config
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+        cfg, dtype = self.cfg, self.cfg.compute_dtype
+        first, *others = cfg.hidden_channels
+        # A transposed convolution of a 1x1 picture to 4x4 pixels, which is one matrix product.
+        kernel = self.param("project", _normal, (4, 4, cfg.latent_dim, first), cfg.param_dtype)
+        x = jnp.einsum("bz,hwzc->bhwc", z.astype(dtype), kernel.astype(dtype))
+        x = nn.relu(self._norm("norm0")(x, train))
+        for i, channels in enumerate(others, start=1):
+            x = Double(channels, cfg, name=f"double{i}")(x)
+            x = nn.relu(self._norm(f"norm{i}")(x, train))
+        x = Double(cfg.channels or 3, cfg, name=f"double{len(others) + 1}")(x)
+        return jnp.tanh(x).astype(cfg.param_dtype)
+
+    def _norm(self, name: str) -> layers.BatchNorm:
+        return layers.BatchNorm(self.cfg.compute_dtype, self.cfg.param_dtype, self.axis_name, name=name)
+
+
+class Discriminator(nn.Module):
+    """Images (b, s, s, c) in [-1, 1] to logits (b,): halved to 4x4 pixels, then one weighted sum; no sigmoid."""
+
+    cfg: Config
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        cfg, dtype = self.cfg, self.cfg.compute_dtype
+        x = images.astype(dtype)
+        for i, channels in enumerate(reversed(cfg.hidden_channels)):
+            x = Halve(channels, cfg, name=f"halve{i}")(x)
+            if i > 0:  # the paper leaves the discriminator's first layer without BatchNorm
+                x = layers.BatchNorm(dtype, cfg.param_dtype, self.axis_name, name=f"norm{i}")(x, train)
+            x = nn.leaky_relu(x, 0.2)
+        kernel = self.param("judge", _normal, (4, 4, x.shape[-1], 1), cfg.param_dtype)
+        return jnp.einsum("bhwc,hwcd->b", x, kernel.astype(dtype)).astype(cfg.param_dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State
+
+
+@flax.struct.dataclass
+class Network:
+    """One network and its optimizer."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict:
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array  # () int32, training steps done
+    gen: Network
+    disc: Network
+    ema: Any  # the generator's weights, averaged: part of the state, so that resuming and sharding need no special case
+
+
+def optimizer(cfg: Config, which: Literal["generator", "discriminator"]) -> optax.GradientTransformation:
+    """Adam with the network's learning rate, schedule and clipping."""
+    rate = getattr(cfg, f"{which}_learning_rate")
+    updates = cfg.schedule_steps * getattr(cfg, f"{which}_steps")  # the schedule counts updates, the user steps
+    rate = {
+        "constant": lambda: rate,
+        "linear": lambda: optax.linear_schedule(rate, 0.0, updates),
+        "cosine": lambda: optax.cosine_decay_schedule(rate, updates),
+    }[getattr(cfg, f"{which}_schedule")]()
+    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
+    return optax.chain(clip, optax.adam(rate, cfg.beta1, cfg.beta2))
+
+
+def init(key: jax.Array, cfg: Config) -> State:
+    """A new pair of networks."""
+    key_gen, key_disc = jax.random.split(key)
+    z = jnp.zeros((2, cfg.latent_dim), cfg.param_dtype)
+    images = jnp.zeros((2, cfg.image_size, cfg.image_size, cfg.channels or 3), cfg.param_dtype)
+
+    def network(module, key, inputs, which):
+        variables = module.init(key, inputs, train=True)
+        return Network(variables["params"], variables["batch_stats"], optimizer(cfg, which).init(variables["params"]))
+
+    gen = network(Generator(cfg), key_gen, z, "generator")
+    disc = network(Discriminator(cfg), key_disc, images, "discriminator")
+    # A copy, because the state is donated to the step and no buffer may be donated twice.
+    return State(jnp.zeros((), jnp.int32), gen, disc, ema=jax.tree.map(jnp.copy, gen.params))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def batches_per_step(cfg: Config) -> int:
+    """How many batches of real images one training step uses: one for each discriminator update."""
+    return cfg.discriminator_steps
+
+
+def train_step(
+    state: State, batch: dict, key: jax.Array, cfg: Config, axis_name: str | None = None
+) -> tuple[State, dict]:
+    """The discriminator's updates, then the generator's.
+
+    batch["image"]: (b * discriminator_steps, s, s, c) float in [-1, 1]; every discriminator_steps-th image belongs to
+    the same update, so that no image leaves its device. Returns the new state and scalar metrics.
+    """
+    images = batch["image"].astype(cfg.param_dtype)
+    b = len(images) // cfg.discriminator_steps
+    images = images.reshape(b, cfg.discriminator_steps, *images.shape[1:])
+    gen, disc = state.gen, state.disc
+    key_disc, key_gen = jax.random.split(key)
+
+    # Generated pictures are made once for both networks' last and first update: `pull_back` remembers how.
+    for i in range(cfg.discriminator_steps):
+        key_i = jax.random.fold_in(key_disc, i)
+        gen, fake, pull_back = generate_for_training(gen, key_i, b, cfg, axis_name)
+        disc, d_metrics = update_discriminator(disc, images[:, i], fake, key_i, state.step, cfg, axis_name)
+    for i in range(cfg.generator_steps):
+        key_i = jax.random.fold_in(key_gen, i)
+        if i > 0:
+            gen, fake, pull_back = generate_for_training(gen, key_i, b, cfg, axis_name)
+        gen, disc, g_metrics = update_generator(gen, disc, fake, pull_back, key_i, state.step, cfg, axis_name)
+
+    global_batch = b * layers.axis_size(axis_name)
+    ema = layers.ema(state.ema, gen.params, cfg.ema_halflife_images, global_batch)
+    return State(state.step + 1, gen, disc, ema), layers.pmean(d_metrics | g_metrics, axis_name)
+
+
+def generate_for_training(gen: Network, key: jax.Array, b: int, cfg: Config, axis_name: str | None):
+    """(generator with new statistics, b images, function from a gradient by the images to one by the weights)."""
+    z = layers.global_normal(jax.random.fold_in(key, 0), (b, cfg.latent_dim), axis_name, cfg.param_dtype)
+
+    def forward(params):
+        return apply(Generator(cfg, axis_name), params, gen.batch_stats, z)
+
+    fake, pull_back, batch_stats = jax.vjp(forward, gen.params, has_aux=True)
+    return gen.replace(batch_stats=batch_stats), fake, lambda gradient: pull_back(gradient)[0]
+
+
+def update_discriminator(disc: Network, real, fake, key, step, cfg: Config, axis_name: str | None):
+    """One step down the discriminator's loss. Real and generated pictures pass as two batches, as in the paper."""
+    module = Discriminator(cfg, axis_name)
+    real = distort(jax.random.fold_in(key, 1), real, step, cfg, axis_name)
+    fake = distort(jax.random.fold_in(key, 2), fake, step, cfg, axis_name)
+
+    def loss_function(params):
+        real_logits, batch_stats = apply(module, params, disc.batch_stats, real)
+        fake_logits, batch_stats = apply(module, params, batch_stats, fake)
+        loss = losses.DISCRIMINATOR[cfg.loss](real_logits, fake_logits)
+
+        def critic(x):
+            return apply(module, params, disc.batch_stats, x)[0]
+
+        if cfg.r1:
+            loss += cfg.r1 / 2 * losses.r1_penalty(critic, real)
+        if cfg.r2:
+            loss += cfg.r2 / 2 * losses.r2_penalty(critic, fake)
+        if cfg.gradient_penalty:
+            mix = layers.global_draw(
+                lambda s: jax.random.uniform(jax.random.fold_in(key, 3), tuple(s), real.dtype),
+                (len(real), 1, 1, 1),
+                axis_name,
+            )
+            loss += cfg.gradient_penalty * losses.gradient_penalty(critic, real, fake, mix)
+        return loss.mean(), (batch_stats, real_logits, fake_logits)
+
+    (loss, (batch_stats, real_logits, fake_logits)), gradients = jax.value_and_grad(loss_function, has_aux=True)(
+        disc.params
+    )
+    metrics = {
+        "loss/disc": loss,
+        "logit/real": real_logits.mean(),
+        "logit/fake": fake_logits.mean(),
+        "accuracy/real": (real_logits > 0).mean(dtype=loss.dtype),
+        "accuracy/fake": (fake_logits <= 0).mean(dtype=loss.dtype),
+    }
+    return descend(disc, gradients, batch_stats, cfg, "discriminator", axis_name), metrics
+
+
+def update_generator(gen: Network, disc: Network, fake, pull_back, key, step, cfg: Config, axis_name: str | None):
+    """One step down the generator's loss, judged by the discriminator as it is now, whose statistics move too."""
+
+    def loss_function(images):
+        images = distort(jax.random.fold_in(key, 4), images, step, cfg, axis_name)
+        logits, batch_stats = apply(Discriminator(cfg, axis_name), disc.params, disc.batch_stats, images)
+        return losses.GENERATOR[cfg.loss](logits).mean(), batch_stats
+
+    (loss, batch_stats), by_images = jax.value_and_grad(loss_function, has_aux=True)(fake)
+    gen = descend(gen, pull_back(by_images), gen.batch_stats, cfg, "generator", axis_name)
+    return gen, disc.replace(batch_stats=batch_stats), {"loss/gen": loss}
+
+
+def apply(module: nn.Module, params, batch_stats, inputs) -> tuple[jax.Array, Any]:
+    """A forward pass in training mode: (outputs, new running statistics)."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    outputs, updates = module.apply(variables, inputs, train=True, mutable=["batch_stats"])
+    return outputs, updates["batch_stats"]
+
+
+def descend(network: Network, gradients, batch_stats, cfg: Config, which, axis_name: str | None) -> Network:
+    """One optimizer step. Under `pmap` the gradients are averaged here, and nowhere else."""
+    gradients = layers.pmean(gradients, axis_name)
+    updates, opt_state = optimizer(cfg, which).update(gradients, network.opt_state, network.params)
+    return Network(optax.apply_updates(network.params, updates), batch_stats, opt_state)
+
+
+def distort(key: jax.Array, images: jax.Array, step: jax.Array, cfg: Config, axis_name: str | None) -> jax.Array:
+    """What the discriminator sees in place of the images: augmented, and under noise that fades."""
+    if cfg.augment:
+        images = augment.diff_augment(jax.random.fold_in(key, 0), images, cfg.augment, axis_name)
+    if cfg.instance_noise:
+        stddev = cfg.instance_noise * jnp.maximum(0, 1 - step / cfg.instance_noise_steps).astype(images.dtype)
+        images = augment.instance_noise(jax.random.fold_in(key, 1), images, stddev, axis_name)
+    return images
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sampling
+
+
+def latents(key: jax.Array, n: int, cfg: Config) -> jax.Array:
+    """(n, latent_dim), N(0, 1)."""
+    return jax.random.normal(key, (n, cfg.latent_dim), cfg.param_dtype)
+
+
+def generator(state: State, cfg: Config) -> dict:
+    """The generator as samples are made from it: averaged weights, statistics according to `cfg.batch_norm`.
+
+    The running statistics belong to the weights of the last steps and not to their average. "standing" estimates them
+    anew for the average, as the mean over 16 batches of 64 fixed latents (Brock et al. 2019, appendix A).
+    """
+    if cfg.batch_norm != "standing":
+        return {"params": state.ema, "batch_stats": state.gen.batch_stats}
+    # With momentum 1/i for the i-th batch a running average is the plain mean of all batches.
+    batch_stats = state.gen.batch_stats
+    for i in range(16):
+        z = latents(jax.random.fold_in(jax.random.key(0), i), 64, cfg)
+        _, new = apply(Generator(cfg), state.ema, jax.tree.map(jnp.zeros_like, batch_stats), z)
+        of_batch = jax.tree.map(lambda x: x / 0.1, new)  # zeros * 0.9 + batch * 0.1
+        batch_stats = jax.tree.map(lambda a, x, i=i: a + (x - a) / (i + 1), batch_stats, of_batch)
+    return {"params": state.ema, "batch_stats": batch_stats}
+
+
+def sample(variables: dict, z: jax.Array, cfg: Config) -> jax.Array:
+    """Latents (n, latent_dim) to images (n, s, s, c) in [-1, 1]; with batch_norm "batch" they depend on each other."""
+    module = Generator(cfg)
+    if cfg.batch_norm == "batch":
+        return apply(module, variables["params"], variables["batch_stats"], z)[0]
+    return module.apply(variables, z, train=False)

@@ -1,0 +1,189 @@
+"""What two or more methods use: convolutions that are fast on every platform, BatchNorm, draws that devices share, EMA.
+
+Images are (b, h, w, c). Kernels are stored as PyTorch's are up to the order of axes, (4, 4, in, out) here, so that
+weights move between the two by a transposition.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two convolutions of a DCGAN: 4x4 kernels, stride 2, padding 1, halving and doubling the picture
+#
+# With kernel k (4, 4, c, d), `halve` is linear in x, `double` is its transpose, and `kernel_gradient` is the derivative
+# of either with respect to k. Each one's derivatives are the other two, so the three are closed under differentiation:
+# they are written once as plain forward computations, and `custom_vjp` says how they hang together. XLA would
+# differentiate them itself, but on its CPU backend what it makes is slow: convolutions of a dilated input take a
+# general path, and gradients of convolutions inside `while` and `scan` a naive loop, 10 to 100 times slower.
+# The price: forward-mode differentiation (`jvp`, `jacfwd`) raises. Use `platform="xla"` for it.
+
+
+def halve(x: jax.Array, kernel: jax.Array, platform: str = "auto") -> jax.Array:
+    """4x4 convolution of stride 2 and padding 1: (b, h, w, c), (4, 4, c, d) -> (b, h/2, w/2, d).
+
+    y[i, j] = sum over p, q of x[2i + p - 1, 2j + q - 1] k[p, q]; torch's Conv2d(c, d, 4, 2, 1, bias=False).
+    platform: "cpu", "xla" (what XLA makes of the plain convolution), or "auto": "cpu" on a CPU, else "xla".
+    """
+    return _cpu_halve(x, kernel) if _on_cpu(platform) else _halve(x, kernel)
+
+
+def double(x: jax.Array, kernel: jax.Array, platform: str = "auto") -> jax.Array:
+    """The transpose of `halve`: (b, h, w, c), (4, 4, c, d) -> (b, 2h, 2w, d).
+
+    y[2i + p - 1, 2j + q - 1] += x[i, j] k[p, q]; torch's ConvTranspose2d(c, d, 4, 2, 1, bias=False).
+    """
+    return _cpu_double(x, kernel) if _on_cpu(platform) else _double(x, kernel)
+
+
+def _on_cpu(platform: str) -> bool:
+    if platform not in ("auto", "cpu", "xla"):
+        raise ValueError(f"platform must be 'auto', 'cpu' or 'xla', got {platform!r}")
+    return platform == "cpu" or (platform == "auto" and jax.default_backend() == "cpu")
+
+
+def _halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
+
+
+def _double(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    flipped = kernel[::-1, ::-1]  # XLA convolves without flipping; a transposed convolution is a flipped one
+    return lax.conv_general_dilated(
+        x, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_NHWC
+    )
+
+
+def _phases_double(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_double` without dilation: a stride-1 2x2 convolution gives the four phases of each output cell at once."""
+    b, h, w, _ = x.shape
+    c, d = kernel.shape[2:]
+    # Cell (i, j) of the padded output holds the pixels (2i - 1 + r, 2j - 1 + s); k[2u + r, 2v + s] brings x[i - u, j - v].
+    phases = kernel.reshape(2, 2, 2, 2, c, d).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * d)
+    cells = lax.conv_general_dilated(
+        x, phases[::-1, ::-1], (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC
+    )
+    pixels = cells.reshape(b, h + 1, w + 1, 2, 2, d).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h + 2, 2 * w + 2, d)
+    return pixels[:, 1:-1, 1:-1]
+
+
+def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
+    """k[p, q] = sum over b, i, j of x[2i + p - 1, 2j + q - 1] y[i, j]^T, one matrix product for each (p, q)."""
+    b, h, w, c = x.shape
+    d = y.shape[-1]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # Transposed once and kept so: XLA's matrix product is half as fast when it has to transpose its left side itself.
+    y = lax.optimization_barrier(y.reshape(-1, d).T)
+    taps = [(y @ padded[:, p : p + h : 2, q : q + w : 2].reshape(-1, c)).T for p in range(4) for q in range(4)]
+    return jnp.stack(taps).reshape(4, 4, c, d)
+
+
+def _swap(kernel: jax.Array) -> jax.Array:
+    return kernel.swapaxes(2, 3)
+
+
+_cpu_halve = jax.custom_vjp(_halve)
+_cpu_double = jax.custom_vjp(_phases_double)
+_cpu_kernel_gradient = jax.custom_vjp(_kernel_gradient)
+_cpu_halve.defvjp(
+    lambda x, k: (_cpu_halve(x, k), (x, k)),
+    lambda xk, y: (_cpu_double(y, _swap(xk[1])), _cpu_kernel_gradient(xk[0], y)),
+)
+_cpu_double.defvjp(
+    lambda x, k: (_cpu_double(x, k), (x, k)),
+    lambda xk, y: (_cpu_halve(y, _swap(xk[1])), _swap(_cpu_kernel_gradient(y, xk[0]))),
+)
+_cpu_kernel_gradient.defvjp(
+    lambda x, y: (_cpu_kernel_gradient(x, y), (x, y)),
+    lambda xy, k: (_cpu_double(xy[1], _swap(k)), _cpu_halve(xy[0], k)),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# BatchNorm
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) with PyTorch's conventions, (..., c) -> (..., c).
+
+    Differs from `flax.linen.BatchNorm`: the running variance is the unbiased one, as PyTorch keeps it, so that weights
+    and statistics move between the two; statistics are taken in at least float32 and the variance in two passes.
+    Under `jit` the statistics are those of the global batch; under `pmap`, of the global batch if `axis_name` is given.
+    """
+
+    dtype: jnp.dtype = jnp.float32  # of the result
+    param_dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+    momentum: float = 0.1  # weight of the new batch in the running statistics
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """train: normalise with the batch's statistics and, where `batch_stats` is mutable, update the running ones."""
+        shape = x.shape[-1:]
+        scale = self.param("scale", lambda key: 1 + 0.02 * jax.random.normal(key, shape, self.param_dtype))
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
+        wide = x.astype(self.param_dtype)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = pmean(wide.mean(axes), self.axis_name)
+            var = pmean(jnp.mean((wide - mean) ** 2, axes), self.axis_name)
+            if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+                n = axis_size(self.axis_name) * x.size // x.shape[-1]
+                keep = 1 - self.momentum
+                running_mean.value = keep * running_mean.value + self.momentum * mean
+                running_var.value = keep * running_var.value + self.momentum * var * (n / max(n - 1, 1))
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return ((wide - mean) * factor + bias).astype(self.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One program for one device and for many
+
+
+def axis_size(axis_name: str | None) -> int:
+    """Devices along the mapped axis; 1 without one."""
+    return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
+def pmean(tree, axis_name: str | None):
+    """Mean over the mapped axis; the identity without one (`jit` sees the global batch and needs none)."""
+    return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+
+def global_draw(draw: Callable[[Sequence[int]], jax.Array], shape: Sequence[int], axis_name: str | None) -> jax.Array:
+    """This device's part, of the given shape, of a draw for the global batch: the same numbers on any device count.
+
+    `draw` maps a shape to random numbers, such as `lambda shape: jax.random.uniform(key, shape)`.
+    """
+    if axis_name is None:
+        return draw(shape)
+    everything = draw((shape[0] * axis_size(axis_name), *shape[1:]))
+    return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * shape[0], shape[0])
+
+
+def global_normal(key: jax.Array, shape: Sequence[int], axis_name: str | None, dtype=jnp.float32) -> jax.Array:
+    """This device's part of a standard normal draw for the global batch."""
+    return global_draw(lambda s: jax.random.normal(key, tuple(s), dtype), shape, axis_name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Averaging weights over training
+
+
+def ema(average, params, halflife_images: float, batch_size: int):
+    """Exponential moving average of a tree of weights, its half-life in images so that it survives a change of batch.
+
+    A half-life of 0 returns `params` (Karras et al. 2018, section 3; half-life as in Karras et al. 2020's code).
+    """
+    decay = 0.5 ** (batch_size / halflife_images) if halflife_images > 0 else 0.0
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)

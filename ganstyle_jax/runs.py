@@ -1,0 +1,162 @@
+"""Run folders: what a run was, written before its first step, and a trained run read back to draw samples from.
+
+    run.json       method, config, data, loop settings, versions and devices
+    method.py      a copy of the method's file, where it is not one of the package's
+    metrics.jsonl  one line for each log interval;  tensorboard/ the same
+    samples/       a grid of the same latents every so often;  checkpoints/ see checkpoints.py
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import platform
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from ganstyle_jax import __version__
+from ganstyle_jax.checkpoints import Checkpoints
+from ganstyle_jax.files import UserError, atomic_path
+
+BUILT_IN = {"dcgan": "ganstyle_jax.gan.dcgan"}
+REQUIRED = ("Config", "init", "train_step", "latents", "generator", "sample")
+
+
+def find_method(name: str) -> ModuleType:
+    """The module of a built-in method ("dcgan") or of a file ("./my_gan.py"); raises UserError with what is accepted."""
+    if name in BUILT_IN:
+        return importlib.import_module(BUILT_IN[name])
+    path = Path(name)
+    if path.suffix != ".py":
+        raise UserError(f"method must be {', '.join(BUILT_IN)} or a Python file such as ./my_gan.py, got {name!r}")
+    if not path.is_file():
+        raise UserError(f"there is no file {name}: give {', '.join(BUILT_IN)} or the path of a method's Python file")
+    module_name = f"ganstyle_method_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return check_method(module)
+
+
+def check_method(module: ModuleType) -> ModuleType:
+    """The module itself, if it has what `train.run` calls; UserError otherwise."""
+    missing = [name for name in REQUIRED if not hasattr(module, name)]
+    if missing:
+        raise UserError(
+            f"{getattr(module, '__file__', module.__name__)} lacks {', '.join(missing)}: a method has "
+            f"{', '.join(REQUIRED)}, as ganstyle_jax/gan/dcgan.py shows"
+        )
+    return module
+
+
+def method_name(method: ModuleType) -> str:
+    """What run.json calls the method: its short name, or method.py for one that is copied into the run folder."""
+    names = {module: name for name, module in BUILT_IN.items()}
+    return names.get(method.__name__, "method.py")
+
+
+def describe(method: ModuleType, cfg: Any, data: str, loop: Any) -> dict:
+    """The contents of run.json. "method", "config", "data" and "loop" say all that decides the result."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "method": method_name(method),
+        "config": dataclasses.asdict(cfg),
+        "data": data,
+        "loop": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(loop).items()},
+        "versions": {"ganstyle_jax": __version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+    }
+
+
+def write(run_dir: Path, method: ModuleType, description: dict) -> None:
+    """run.json and, for a method of the user's own, method.py."""
+    try:
+        if description["method"] == "method.py":
+            source = inspect.getsourcefile(method)
+            if source is not None and Path(source).resolve() != (run_dir / "method.py").resolve():
+                with atomic_path(run_dir / "method.py") as path:
+                    shutil.copyfile(source, path)
+        with atomic_path(run_dir / "run.json") as path:
+            path.write_text(json.dumps(description, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"the run folder {run_dir} cannot be written: {error.strerror or error}") from error
+
+
+def read(run_dir: Path | str) -> dict:
+    """The contents of run.json; UserError if there are none."""
+    path = Path(run_dir) / "run.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{run_dir} is not a run folder: it holds no run.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """What makes two descriptions different runs, in words: method, data, config, and the loop's seed and batch size."""
+
+    def essence(description: dict) -> dict:
+        loop = {k: description["loop"][k] for k in ("batch_size", "seed")}
+        return {"method": description["method"], "data": description["data"]} | description["config"] | loop
+
+    a, b = essence(old), essence(json.loads(json.dumps(new)))
+    return [f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained method: `ganstyle_jax.load("runs/mnist").sample(jax.random.key(0), 16)`."""
+
+    method: ModuleType
+    cfg: Any
+    state: Any
+    step: int
+
+    def sample(self, key: jax.Array, n: int, batch_size: int = 64) -> np.ndarray:
+        """(n, h, w, c) float32 in [-1, 1]; the same key gives the same images, whatever n is beyond them."""
+        return self.decode(np.asarray(self.method.latents(key, n, self.cfg)), batch_size)
+
+    def decode(self, latents: np.ndarray, batch_size: int = 64) -> np.ndarray:
+        """Latents (n, ...) to images (n, h, w, c) float32 in [-1, 1]."""
+        variables = jax.jit(self.method.generator, static_argnums=1)(self.state, self.cfg)
+        draw = jax.jit(self.method.sample, static_argnums=2)
+        images = []
+        for start in range(0, len(latents), batch_size):
+            part = latents[start : start + batch_size]
+            # The last part is filled up, so that one compiled program serves all.
+            filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), 0)])
+            images.append(np.asarray(draw(variables, filled, self.cfg), np.float32)[: len(part)])
+        return np.concatenate(images)
+
+
+def load(run_dir: Path | str, **overrides: Any) -> LoadedRun:
+    """The newest sound checkpoint of a run folder, on the default device; overrides replace fields of its config."""
+    run_dir = Path(run_dir)
+    description = read(run_dir)
+    name = description["method"]
+    method = find_method(str(run_dir / name) if name.endswith(".py") else name)
+    cfg = method.Config(**description["config"])
+    unknown = set(overrides) - {field.name for field in dataclasses.fields(cfg)}
+    if unknown:
+        raise UserError(f"a {name} run has no setting {', '.join(sorted(unknown))}")
+    if getattr(cfg, "dtype", None) == "float64":
+        jax.config.update("jax_enable_x64", True)
+    abstract = jax.eval_shape(lambda key: method.init(key, cfg), jax.random.key(0))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
+    restored = Checkpoints(run_dir).restore(abstract)
+    if restored is None:
+        raise UserError(f"{run_dir} holds no checkpoint yet: train it first, or wait for its first checkpoint")
+    return LoadedRun(method, dataclasses.replace(cfg, **overrides), restored[1], restored[0])

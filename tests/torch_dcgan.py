@@ -1,0 +1,74 @@
+"""The PyTorch reference for `ganstyle_jax.gan.dcgan`: the networks and one training step of the common DCGAN example.
+
+Written from the paper and from that example's well-known layout of names (`main.0.weight`, ...). The only difference:
+the discriminator returns a logit and the loss takes it (`binary_cross_entropy_with_logits`), which is the same number.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Generator(nn.Module):
+    def __init__(self, image_size=64, channels=3, latent_dim=100, width=64):
+        super().__init__()
+        levels = image_size.bit_length() - 3
+        sizes = [width << i for i in reversed(range(levels))]
+        layers = [nn.ConvTranspose2d(latent_dim, sizes[0], 4, 1, 0, bias=False), nn.BatchNorm2d(sizes[0]), nn.ReLU(True)]
+        for a, b in zip(sizes, sizes[1:]):
+            layers += [nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True)]
+        layers += [nn.ConvTranspose2d(sizes[-1], channels, 4, 2, 1, bias=False), nn.Tanh()]
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, z):
+        return self.main(z[:, :, None, None])
+
+
+class Discriminator(nn.Module):
+    def __init__(self, image_size=64, channels=3, width=64):
+        super().__init__()
+        levels = image_size.bit_length() - 3
+        sizes = [width << i for i in range(levels)]
+        layers = [nn.Conv2d(channels, sizes[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
+        for a, b in zip(sizes, sizes[1:]):
+            layers += [nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2, True)]
+        layers += [nn.Conv2d(sizes[-1], 1, 4, 1, 0, bias=False)]
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, images):
+        return self.main(images).flatten()
+
+
+def initialise(module):
+    """N(0, 0.02) for convolutions, N(1, 0.02) for BatchNorm's scale."""
+    for m in module.modules():
+        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(m.weight, 0.0, 0.02)
+        elif isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.weight, 1.0, 0.02)
+
+
+def adam(module, learning_rate=2e-4):
+    return torch.optim.Adam(module.parameters(), lr=learning_rate, betas=(0.5, 0.999))
+
+
+
+def train_step(gen, disc, gen_optimizer, disc_optimizer, images, z):
+    """images: (b, c, s, s) in [-1, 1]; z: (b, latent_dim). Returns the two losses as tensors."""
+    disc_optimizer.zero_grad(set_to_none=True)
+    fake = gen(z)
+    real_logits, fake_logits = disc(images), disc(fake.detach())
+    disc_loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+    disc_loss.backward()
+    disc_optimizer.step()
+
+    gen_optimizer.zero_grad(set_to_none=True)
+    # Only the gradient by the pictures is wanted; the discriminator's own would be thrown away.
+    for p in disc.parameters():
+        p.requires_grad_(False)
+    gen_loss = F.softplus(-disc(fake)).mean()
+    gen_loss.backward()
+    for p in disc.parameters():
+        p.requires_grad_(True)
+    gen_optimizer.step()
+    return disc_loss.detach(), gen_loss.detach()
