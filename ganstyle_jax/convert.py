@@ -6,15 +6,95 @@ ends in (ConvTranspose2d, Tanh); the discriminator is (Conv2d, LeakyReLU), repea
 main.0, main.1, main.3, main.4, main.6, ... in the generator and main.0, main.2, main.3, main.5, ... in the discriminator.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
 
+import jax
 import numpy as np
 
-from ganstyle_jax.files import UserError
+from ganstyle_jax import runs, torch_files
+from ganstyle_jax.checkpoints import Checkpoints
+from ganstyle_jax.files import UserError, atomic_path
 from ganstyle_jax.gan import dcgan
 
 StateDict = dict[str, np.ndarray]
+
+
+def export_run(run_dir: Path, out: Path, file_format: Literal["pth", "safetensors"], averaged: bool) -> str:
+    """Writes netG and netD of a DCGAN run into the folder `out`; returns a sentence that says where they are.
+
+    averaged: the generator as samples are made from it, with averaged weights; else its last weights.
+    """
+    run = runs.load(run_dir)
+    if run.method is not dcgan:
+        raise UserError(f"only runs of dcgan can be converted, and {run_dir} is one of {runs.read(run_dir)['method']}")
+    cfg = dataclasses.replace(run.cfg, batch_norm="standing")
+    variables = jax.jit(dcgan.generator, static_argnums=1)(run.state, cfg) if averaged else run.state.gen.variables
+    networks = {
+        "netG": generator_to_torch(variables, cfg),
+        "netD": discriminator_to_torch(run.state.disc.variables, cfg),
+    }
+    for name, state in networks.items():
+        path = out / f"{name}.{file_format}"
+        if file_format == "pth":
+            torch_files.write_state_dict(path, state)
+        else:
+            from safetensors.numpy import save_file
+
+            with atomic_path(path) as temporary:
+                save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, temporary)
+    return f"step {run.step} of {run_dir} is in {out / f'netG.{file_format}'} and {out / f'netD.{file_format}'}"
+
+
+def import_files(paths: list[Path], out: Path) -> str:
+    """Makes the run folder `out` from netG and, if given, netD; the order does not matter. Returns a sentence.
+
+    Without netD the discriminator is new. The optimizers are new: such a run is for sampling and for --init-from.
+    """
+    if (out / "run.json").exists():
+        raise UserError(f"{out} already holds a run: choose another --out")
+    found: dict[str, tuple[StateDict, dcgan.Config]] = {}
+    for path in paths:
+        state = read_file(path)
+        kind, cfg = config_of(state)
+        if kind in found:
+            raise UserError(f"{path} holds a second {kind}: give one netG and at most one netD")
+        found[kind] = state, cfg
+    if "generator" not in found:
+        raise UserError(f"{', '.join(map(str, paths))} holds no generator: give netG, and netD if you have it")
+    # The statistics in the file belong to the weights in the file.
+    cfg = dataclasses.replace(found["generator"][1], batch_norm="running")
+    fresh = dcgan.init(jax.random.key(0), cfg)
+    gen = generator_from_torch(found["generator"][0], cfg)
+    state = fresh.replace(gen=fresh.gen.replace(**gen), ema=gen["params"])
+    if "discriminator" in found:
+        disc = discriminator_from_torch(found["discriminator"][0], cfg)
+        state = state.replace(disc=fresh.disc.replace(**disc))
+    from ganstyle_jax.train import Loop  # not at the top: train is the loop, which conversion otherwise has no need of
+
+    runs.write(out, dcgan, runs.describe(dcgan, cfg, f"weights of {paths[0].name}", Loop(run_dir=out)))
+    checkpoints = Checkpoints(out)
+    checkpoints.save(0, jax.tree.map(jax.numpy.asarray, state))
+    checkpoints.close()
+    return f"{' and '.join(found)} of {cfg.image_size} pixels, width {cfg.width}, are in the run folder {out}"
+
+
+def read_file(path: Path) -> StateDict:
+    """The state dict of a .pth or .safetensors file; UserError if there is none."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: give a run folder, or netG and netD as .pth or .safetensors")
+    if path.suffix != ".safetensors":
+        return torch_files.find_state_dict(torch_files.read_state_dict(path))
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a sound .safetensors file: {error}") from None
 
 
 def generator_to_torch(variables: Mapping, cfg: dcgan.Config) -> StateDict:

@@ -1,0 +1,3 @@
+from ganstyle_jax.cli import main
+
+main()

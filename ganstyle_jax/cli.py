@@ -1,0 +1,251 @@
+"""The command `ganstyle`. Nothing here imports JAX before the arguments are known to be good."""
+
+import dataclasses
+import errno
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ganstyle_jax.files import UserError, atomic_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Quickstart:
+    """Train a DCGAN on letters and digits drawn on the spot: three minutes on two cores, no network, no files."""
+
+    run_dir: Path = Path("runs/quickstart")  # folder for all that the run leaves
+    steps: int = 2000  # training steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a method on images. `ganstyle train dcgan --help` lists its settings."""
+
+    method: tyro.conf.Positional[str]  # dcgan, or a Python file of your own such as ./my_gan.py
+    settings: tyro.conf.Positional[tuple[str, ...]] = ()  # --data SOURCE and the method's settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draw pictures from a trained run."""
+
+    run: tyro.conf.Positional[Path]  # run folder
+    out: Path = Path("samples.png")  # .png: one grid; .npz: array `images`, uint8 (n, h, w, c); else a folder of PNGs
+    count: int = 64  # pictures; with --interpolate, the latents that the walk passes through
+    seed: int = 0  # decides the latents
+    batch_norm: Literal["standing", "running", "batch"] | None = None  # the generator's statistics; None: as trained
+    interpolate: bool = False  # walk from latent to latent on the sphere: strip.png and walk.gif in the folder --out
+    frames: int = 12  # pictures from one latent of the walk to the next
+    fps: int = 20  # pictures per second of the GIF
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Move DCGAN weights from and to the common PyTorch example (netG.pth, netD.pth), or to .safetensors.
+
+    From a run to files: `ganstyle convert RUN --out FOLDER`. From files to a run that can be sampled from or begun with
+    (--init-from): `ganstyle convert netG.pth netD.pth --out RUN`. Pickled code in a .pth file is never executed.
+    """
+
+    source: tyro.conf.Positional[tuple[Path, ...]]  # a run folder, or netG and if wanted netD as .pth or .safetensors
+    out: Path  # the folder to make
+    format: Literal["pth", "safetensors"] = "pth"  # of the files written from a run
+    averaged: bool = True  # write the averaged generator rather than the last one
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Download a TensorFlow data set and store it as ArrayRecord, for `--data tfds:NAME`. Needs network and TensorFlow."""
+
+    name: tyro.conf.Positional[str]  # such as mnist, cifar10, celeb_a
+    data_dir: Path | None = None  # where to; by default where TFDS looks, ~/tensorflow_datasets
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Prepare data sets."""
+
+    command: Annotated[Prepare, tyro.conf.subcommand("prepare")]
+
+
+Command = (
+    Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+)
+CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs one command; a UserError becomes one line on standard error and exit status 1."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        if len(args) > 1 and args[0] == "train" and not args[1].startswith("-"):
+            train(args[1], args[2:])
+            return
+        command = tyro.cli(Command, prog="ganstyle", args=args, config=CONFIG, description=__package_doc())  # type: ignore
+        {Quickstart: quickstart, Sample: sample, Convert: convert, Data: prepare, Train: _train_without_method}[
+            type(command)
+        ](command)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        _fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}. What was complete before is kept")
+
+
+def __package_doc() -> str:
+    return (
+        "Adversarial networks and style transfer in JAX. Begin with `ganstyle quickstart`, then "
+        "`ganstyle train dcgan --data FOLDER_OR_ZIP_OF_IMAGES` and `ganstyle sample runs/dcgan`."
+    )
+
+
+def _fail(message: str) -> None:
+    print(f"ganstyle: error: {message.rstrip('.')}.", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _train_without_method(command: Train) -> None:
+    train(command.method, list(command.settings))
+
+
+def train(name: str, args: list[str]) -> None:
+    """`ganstyle train METHOD`: the flags are the fields of the loop's and of the method's dataclasses."""
+    from ganstyle_jax import runs
+    from ganstyle_jax.train import Loop
+
+    method = runs.find_method(name)
+    settings = dataclasses.make_dataclass(
+        "Settings",
+        [
+            ("data", Annotated[str, tyro.conf.arg(help=DATA_HELP)]),
+            ("loop", Loop, dataclasses.field(default_factory=Loop)),
+            ("config", method.Config, dataclasses.field(default_factory=method.Config)),
+        ],
+        frozen=True,
+    )
+    prog = f"ganstyle train {name}"
+    try:
+        chosen: Any = tyro.cli(settings, prog=prog, args=args, config=CONFIG, description=_summary(method))
+    except ValueError as error:  # a dataclass that refuses its values
+        raise UserError(str(error)) from None
+    use_cache()
+    from ganstyle_jax import train as training
+
+    training.run(method, chosen.config, chosen.data, chosen.loop)
+
+
+DATA_HELP = (
+    "images: a folder, .zip or .tar of image files (nested folders are classes), an .npz or IDX file, tfds:NAME, or "
+    "glyphs, which needs no files"
+)
+
+
+def _summary(method: Any) -> str:
+    """The first paragraph of the method's file."""
+    return (method.__doc__ or f"Trains {method.__name__}.").split("\n\n")[0].replace("\n", " ")
+
+
+def quickstart(command: Quickstart) -> None:
+    use_cache()
+    from ganstyle_jax import train as training
+    from ganstyle_jax.gan import dcgan
+    from ganstyle_jax.train import Loop
+
+    cfg = dcgan.Config(image_size=32, width=32)
+    loop = Loop(command.run_dir, command.steps, sample_every=200, checkpoint_every=500, resume="auto")
+    print("Training a DCGAN to draw letters and digits. About two minutes; Ctrl-C saves and stops.")
+    training.run(dcgan, cfg, "glyphs", loop)
+    grid = command.run_dir / "samples" / f"{command.steps:06d}.png"
+    print(
+        f"\nLook at {grid}: each cell is a letter or digit that the network made up;\n"
+        f"the earlier grids beside it show the same latents while it was learning.\n"
+        f"Next: ganstyle sample {command.run_dir} --interpolate --out walk\n"
+        f"      tensorboard --logdir {command.run_dir}\n"
+        f"      ganstyle train dcgan --data FOLDER_OR_ZIP_OF_IMAGES"
+    )
+
+
+def sample(command: Sample) -> None:
+    if command.count < 1 or command.frames < 1:
+        raise UserError(f"--count and --frames must be at least 1, got {command.count} and {command.frames}")
+    if command.out.suffix.lower() not in ("", ".png", ".npz"):
+        raise UserError(f"--out must end in .png or .npz or be a folder, got {command.out}")
+    if command.interpolate and command.out.suffix and command.out != Path("samples.png"):
+        raise UserError(f"--interpolate writes two files: --out must be a folder, got {command.out}")
+    use_cache()
+    import jax
+    import numpy as np
+
+    from ganstyle_jax import images, runs
+
+    overrides = {} if command.batch_norm is None else {"batch_norm": command.batch_norm}
+    run = runs.load(command.run, **overrides)
+    key = jax.random.key(command.seed)
+    if command.interpolate:
+        folder = command.out if not command.out.suffix else Path("walk")
+        stops = np.asarray(run.method.latents(key, min(command.count, 8) if command.count == 64 else command.count, run.cfg))
+        frames = run.decode(images.walk(stops, command.frames).astype(stops.dtype))
+        images.save_gif(folder / "walk.gif", frames, command.fps)
+        images.save_png(folder / "strip.png", images.grid(frames[:: max(1, command.frames // 4)], columns=16))
+        print(f"{len(frames)} pictures in {folder / 'walk.gif'}, some of them in {folder / 'strip.png'}")
+        return
+    pictures = run.sample(key, command.count)
+    if command.out.suffix.lower() == ".npz":
+        with atomic_path(command.out) as path:
+            np.savez_compressed(path, images=images.to_uint8(pictures))
+    elif command.out.suffix.lower() == ".png":
+        images.save_grid(command.out, pictures)
+    else:
+        for i, picture in enumerate(pictures):
+            images.save_png(command.out / f"{i:06d}.png", picture)
+    print(f"{command.count} pictures of step {run.step} in {command.out}")
+
+
+def convert(command: Convert) -> None:
+    from ganstyle_jax import convert as conversion
+
+    use_cache()
+    if len(command.source) == 1 and command.source[0].is_dir():
+        written = conversion.export_run(command.source[0], command.out, command.format, command.averaged)
+    else:
+        written = conversion.import_files(list(command.source), command.out)
+    print(written)
+
+
+def prepare(command: Data) -> None:
+    from ganstyle_jax import data
+
+    folder = data.prepare(command.command.name, command.command.data_dir)
+    print(f"{command.command.name} is ready in {folder}: train with --data tfds:{command.command.name}")
+
+
+def cache_dir() -> Path:
+    """$GANSTYLE_HOME, by default ganstyle_jax in the user's cache folder."""
+    if "GANSTYLE_HOME" in os.environ:
+        return Path(os.environ["GANSTYLE_HOME"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ganstyle_jax"
+
+
+def use_cache() -> None:
+    """Keeps compiled programs from run to run, unless JAX_COMPILATION_CACHE_DIR names a place already."""
+    import jax
+
+    # Of no interest to a person, and repeated at every start: how the CPU's features were written down in the cache.
+    warnings.filterwarnings("ignore", message=".*donated buffers.*")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+if __name__ == "__main__":
+    main()
