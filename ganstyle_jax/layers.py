@@ -77,6 +77,11 @@ def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     d = y.shape[-1]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    if c < 16:  # pictures: matrices of a few columns are slow, so the four pixels of a cell go into one
+        cells = padded.reshape(b, h // 2 + 1, 2, w // 2 + 1, 2, c).transpose(0, 1, 3, 2, 4, 5)
+        cells, y = cells.reshape(b, h // 2 + 1, w // 2 + 1, 4 * c), y.reshape(-1, d)
+        taps = [cells[:, u : u + h // 2, v : v + w // 2].reshape(-1, 4 * c).T @ y for u in (0, 1) for v in (0, 1)]
+        return jnp.stack(taps).reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, d)
     # Transposed once and kept so: XLA's matrix product is half as fast when it has to transpose its left side itself.
     y = lax.optimization_barrier(y.reshape(-1, d).T)
     taps = [(y @ padded[:, p : p + h : 2, q : q + w : 2].reshape(-1, c)).T for p in range(4) for q in range(4)]
