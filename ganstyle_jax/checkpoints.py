@@ -38,7 +38,7 @@ class Checkpoints:
         return sorted(int(path.name.split(".")[0]) for path in sums if path.name.split(".")[0].isdigit())
 
     def save(self, step: int, state: Any) -> None:
-        """Copies the state to the host and returns; the files are written behind. Raises UserError if the disk is full."""
+        """Copies the state to the host and returns; files are written behind. UserError if the disk is full."""
         self.wait()
         import orbax.checkpoint as ocp  # after the first step: it takes as long to import as a small network to compile
 
@@ -155,7 +155,7 @@ def all_finite(state: Any) -> jax.Array:
 
 
 def digest(state: Any) -> str:
-    """SHA-256 over the names, types, shapes and bytes of all leaves: equal only for states that are bit for bit equal."""
+    """SHA-256 over the names, types, shapes and bytes of all leaves: equal only for states equal bit for bit."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         leaf = np.asarray(leaf)

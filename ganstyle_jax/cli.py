@@ -34,12 +34,13 @@ class Sample:
     """Draw pictures from a trained run."""
 
     run: tyro.conf.Positional[Path]  # run folder
-    out: Path = Path("samples.png")  # .png: one grid; .npz: array `images`, uint8 (n, h, w, c); else a folder of PNGs
-    count: int = 64  # pictures; with --interpolate, the latents that the walk passes through
+    out: Path = Path("samples")  # .png: one grid; .npz: array `images`, uint8 (n, h, w, c); else a folder of PNGs
+    count: int = 64  # pictures
     seed: int = 0  # decides the latents
     batch_norm: Literal["standing", "running", "batch"] | None = None  # the generator's statistics; None: as trained
-    interpolate: bool = False  # walk from latent to latent on the sphere: strip.png and walk.gif in the folder --out
-    frames: int = 12  # pictures from one latent of the walk to the next
+    interpolate: bool = False  # a walk from latent to latent instead: walk.gif and strip.png in the folder --out
+    stops: int = 6  # latents that the walk passes through before it is back at the first
+    frames: int = 12  # pictures from one of them to the next
     fps: int = 20  # pictures per second of the GIF
 
 
@@ -59,7 +60,7 @@ class Convert:
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Download a TensorFlow data set and store it as ArrayRecord, for `--data tfds:NAME`. Needs network and TensorFlow."""
+    """Download a TensorFlow data set as ArrayRecord, for `--data tfds:NAME`. Needs a network and TensorFlow."""
 
     name: tyro.conf.Positional[str]  # such as mnist, cifar10, celeb_a
     data_dir: Path | None = None  # where to; by default where TFDS looks, ~/tensorflow_datasets
@@ -95,6 +96,9 @@ def main(args: list[str] | None = None) -> None:
         ](command)
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError:  # `ganstyle --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
@@ -175,11 +179,12 @@ def quickstart(command: Quickstart) -> None:
 
 
 def sample(command: Sample) -> None:
-    if command.count < 1 or command.frames < 1:
-        raise UserError(f"--count and --frames must be at least 1, got {command.count} and {command.frames}")
+    for name in ("count", "stops", "frames", "fps"):
+        if getattr(command, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(command, name)}")
     if command.out.suffix.lower() not in ("", ".png", ".npz"):
         raise UserError(f"--out must end in .png or .npz or be a folder, got {command.out}")
-    if command.interpolate and command.out.suffix and command.out != Path("samples.png"):
+    if command.interpolate and command.out.suffix:
         raise UserError(f"--interpolate writes two files: --out must be a folder, got {command.out}")
     use_cache()
     import jax
@@ -191,12 +196,12 @@ def sample(command: Sample) -> None:
     run = runs.load(command.run, **overrides)
     key = jax.random.key(command.seed)
     if command.interpolate:
-        folder = command.out if not command.out.suffix else Path("walk")
-        stops = np.asarray(run.method.latents(key, min(command.count, 8) if command.count == 64 else command.count, run.cfg))
-        frames = run.decode(images.walk(stops, command.frames).astype(stops.dtype))
-        images.save_gif(folder / "walk.gif", frames, command.fps)
-        images.save_png(folder / "strip.png", images.grid(frames[:: max(1, command.frames // 4)], columns=16))
-        print(f"{len(frames)} pictures in {folder / 'walk.gif'}, some of them in {folder / 'strip.png'}")
+        stops = np.asarray(run.method.latents(key, command.stops, run.cfg))
+        frames = run.decode(images.walk(stops, command.frames - 1).astype(stops.dtype))
+        images.save_gif(command.out / "walk.gif", frames, command.fps)
+        # A row for each stop: the way from it to the next.
+        images.save_png(command.out / "strip.png", images.grid(frames, columns=command.frames))
+        print(f"a walk of {len(frames)} pictures in {command.out / 'walk.gif'} and {command.out / 'strip.png'}")
         return
     pictures = run.sample(key, command.count)
     if command.out.suffix.lower() == ".npz":

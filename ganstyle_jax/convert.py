@@ -2,8 +2,8 @@
 
 There a network is one `nn.Sequential` called `main`: the generator repeats (ConvTranspose2d, BatchNorm2d, ReLU) and
 ends in (ConvTranspose2d, Tanh); the discriminator is (Conv2d, LeakyReLU), repeated (Conv2d, BatchNorm2d, LeakyReLU) and
-(Conv2d, Sigmoid). No convolution has a bias. Both are numbered by position, so the layers with weights are
-main.0, main.1, main.3, main.4, main.6, ... in the generator and main.0, main.2, main.3, main.5, ... in the discriminator.
+(Conv2d, Sigmoid). No convolution has a bias. Both are numbered by position, so the layers with weights are main.0,
+main.1, main.3, main.4, main.6, ... in the generator and main.0, main.2, main.3, main.5, ... in the discriminator.
 """
 
 import dataclasses

@@ -24,7 +24,6 @@ import os
 import posixpath
 import re
 import struct
-import sys
 import tarfile
 import threading
 import zipfile
@@ -863,7 +862,7 @@ class Batches:
         """The whole source, {"image": (n, h, w, c), "label": (n,)}, for `indices` to choose from.
 
         For sets small enough for memory. Corrupt images stay zero; from then on `indices` avoids them, so that
-        load()["image"][indices(t)] is what `stream` gives. progress: count on the terminal, if there is one.
+        load()["image"][indices(t)] is what `stream` gives. progress: show a bar, if it takes over a second.
         """
         size = self.source.size
         if size is None:
@@ -875,17 +874,16 @@ class Batches:
             examples = ((i, self._read(i)) for i in range(k * chunk, min((k + 1) * chunk, size)))
             return [(i, example) for i, example in examples if example is not None]
 
-        show = progress and sys.stderr.isatty()
-        for k, examples in enumerate(_threaded(part, 0, -(-size // chunk), self.workers)):
-            for i, example in examples:
-                for key, value in example.items():
-                    if key not in arrays:
-                        arrays[key] = np.zeros((size, *value.shape), value.dtype)
-                    arrays[key][i] = value
-            if show:
-                done = min((k + 1) * chunk, size)
-                sys.stderr.write(f"\rdecoding {done:,} of {size:,} images" + "\n" * (done == size))
-                sys.stderr.flush()
+        from tqdm import tqdm
+
+        with tqdm(total=size, desc="decoding", unit="image", disable=not progress, delay=1, leave=False) as bar:
+            for examples in _threaded(part, 0, -(-size // chunk), self.workers):
+                for i, example in examples:
+                    for key, value in example.items():
+                        if key not in arrays:
+                            arrays[key] = np.zeros((size, *value.shape), value.dtype)
+                        arrays[key][i] = value
+                bar.update(chunk)
         if not arrays:
             raise UserError(f"No image of {self.source.name} can be read ({self._examples()}): repair the files.")
         return arrays

@@ -54,20 +54,16 @@ def _halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _double(x: jax.Array, kernel: jax.Array) -> jax.Array:
     flipped = kernel[::-1, ::-1]  # XLA convolves without flipping; a transposed convolution is a flipped one
-    return lax.conv_general_dilated(
-        x, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_NHWC
-    )
+    return lax.conv_general_dilated(x, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_NHWC)
 
 
 def _phases_double(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`_double` without dilation: a stride-1 2x2 convolution gives the four phases of each output cell at once."""
     b, h, w, _ = x.shape
     c, d = kernel.shape[2:]
-    # Cell (i, j) of the padded output holds the pixels (2i - 1 + r, 2j - 1 + s); k[2u + r, 2v + s] brings x[i - u, j - v].
+    # Cell (i, j) of the padded output holds pixels (2i - 1 + r, 2j - 1 + s); k[2u + r, 2v + s] brings x[i - u, j - v].
     phases = kernel.reshape(2, 2, 2, 2, c, d).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * d)
-    cells = lax.conv_general_dilated(
-        x, phases[::-1, ::-1], (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC
-    )
+    cells = lax.conv_general_dilated(x, phases[::-1, ::-1], (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
     pixels = cells.reshape(b, h + 1, w + 1, 2, 2, d).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h + 2, 2 * w + 2, d)
     return pixels[:, 1:-1, 1:-1]
 

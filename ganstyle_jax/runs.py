@@ -1,9 +1,9 @@
 """Run folders: what a run was, written before its first step, and a trained run read back to draw samples from.
 
-    run.json       method, config, data, loop settings, versions and devices
-    method.py      a copy of the method's file, where it is not one of the package's
-    metrics.jsonl  one line for each log interval;  tensorboard/ the same
-    samples/       a grid of the same latents every so often;  checkpoints/ see checkpoints.py
+run.json       method, config, data, loop settings, versions and devices
+method.py      a copy of the method's file, where it is not one of the package's
+metrics.jsonl  one line for each log interval;  tensorboard/ the same
+samples/       a grid of the same latents every so often;  checkpoints/ see checkpoints.py
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ REQUIRED = ("Config", "init", "train_step", "latents", "generator", "sample")
 
 
 def find_method(name: str) -> ModuleType:
-    """The module of a built-in method ("dcgan") or of a file ("./my_gan.py"); raises UserError with what is accepted."""
+    """The module of a built-in method ("dcgan") or of a file ("./my_gan.py"); UserError with what is accepted."""
     if name in BUILT_IN:
         return importlib.import_module(BUILT_IN[name])
     path = Path(name)
@@ -105,7 +105,7 @@ def read(run_dir: Path | str) -> dict:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """What makes two descriptions different runs, in words: method, data, config, and the loop's seed and batch size."""
+    """What makes two descriptions different runs, in words: method, data, config, seed and batch size."""
 
     def essence(description: dict) -> dict:
         loop = {k: description["loop"][k] for k in ("batch_size", "seed")}

@@ -93,7 +93,7 @@ def run(
     method: ModuleType,
     cfg: Any,
     data: str | data_module.Source,
-    loop: Loop = Loop(),  # noqa: B008  (frozen)
+    loop: Loop = Loop(),
     callback: Callable[[int, dict], None] | None = None,
 ) -> Any:
     """Trains and returns the final state. Raises UserError for what a user can put right.
@@ -211,7 +211,8 @@ def _train(
     with stop, journal, feed.stream(step, loop.steps) as chunks:
         while step < loop.steps:
             ends = [step + pace, loop.steps]
-            ends += [(step // every + 1) * every for every in (loop.log_every, loop.sample_every, loop.checkpoint_every)]
+            intervals = (loop.log_every, loop.sample_every, loop.checkpoint_every)
+            ends += [(step // every + 1) * every for every in intervals]
             ends += [edge for edge in (profile.start, profile.stop) if edge > step]
             count = min(min(ends) - step, feed.rows)
             if len(profile) and step == profile.start:
@@ -529,8 +530,8 @@ def collapse_warning(relative_diversity: float, accuracy: float) -> str | None:
     """
     if relative_diversity < 0.05:
         return (
-            f"the samples are nearly the same picture (diversity {relative_diversity:.3f} of the data's): the generator "
-            "has collapsed. Go back to an earlier checkpoint, or try --augment color,translation, --r1 1 or a lower "
+            f"the samples are nearly the same picture (diversity {relative_diversity:.3f} of the data's): the "
+            "generator has collapsed. Go back to an earlier checkpoint, or try --augment color,translation, --r1 1 or a lower "
             "--generator-learning-rate"
         )
     if accuracy > 0.9995:

@@ -115,7 +115,7 @@ class Double(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latents (b, latent_dim) to images (b, s, s, c) in [-1, 1]: projected to 4x4, then doubled until they are s wide."""
+    """Latents (b, latent_dim) to images (b, s, s, c) in [-1, 1]: projected to 4x4, then doubled up to s."""
 
     cfg: Config
     axis_name: str | None = None
