@@ -57,40 +57,76 @@ def _double(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_NHWC)
 
 
-def _phases_double(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_double` without dilation: a stride-1 2x2 convolution gives the four phases of each output cell at once."""
-    b, h, w, _ = x.shape
+def _cells(x: jax.Array) -> jax.Array:
+    """Padded by 1 and in cells of 2x2 pixels: (b, h, w, c) -> (b, h/2 + 1, w/2 + 1, 4c)."""
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = x.reshape(b, h // 2 + 1, 2, w // 2 + 1, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // 2 + 1, w // 2 + 1, 4 * c)
+
+
+def _pixels(cells: jax.Array) -> jax.Array:
+    """The inverse of `_cells`: (b, h/2 + 1, w/2 + 1, 4c) -> (b, h, w, c)."""
+    b, h, w, c = cells.shape[0], 2 * cells.shape[1], 2 * cells.shape[2], cells.shape[3] // 4
+    x = cells.reshape(b, h // 2, w // 2, 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
+    return x[:, 1:-1, 1:-1]
+
+
+def _fast_halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_halve`, and for small pictures a 2x2 convolution of stride 1 over cells: k[2u + r, 2v + s] meets pixel r, s."""
+    if x.shape[1] > 8:
+        return _halve(x, kernel)
     c, d = kernel.shape[2:]
-    # Cell (i, j) of the padded output holds pixels (2i - 1 + r, 2j - 1 + s); k[2u + r, 2v + s] brings x[i - u, j - v].
-    phases = kernel.reshape(2, 2, 2, 2, c, d).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * d)
-    cells = lax.conv_general_dilated(x, phases[::-1, ::-1], (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
-    pixels = cells.reshape(b, h + 1, w + 1, 2, 2, d).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h + 2, 2 * w + 2, d)
-    return pixels[:, 1:-1, 1:-1]
+    kernel = kernel.reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * c, d)
+    return lax.conv_general_dilated(_cells(x), kernel, (1, 1), "VALID", dimension_numbers=_NHWC)
 
 
-def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
-    """k[p, q] = sum over b, i, j of x[2i + p - 1, 2j + q - 1] y[i, j]^T, one matrix product for each (p, q)."""
+def _fast_double(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_double` without dilation: the four pixels of each cell at once, k[2u + r, 2v + s] bringing x[i - u, j - v]."""
+    c, d = kernel.shape[2:]
+    kernel = kernel.reshape(2, 2, 2, 2, c, d).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * d)
+    if x.shape[1] > 4:
+        pads = ((1, 1), (1, 1))
+        return _pixels(lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), pads, dimension_numbers=_NHWC))
+    parts = [
+        jnp.pad(x @ kernel[u, v], ((0, 0), (u, 1 - u), (v, 1 - v), (0, 0))) for u in (0, 1) for v in (0, 1)
+    ]  # one matrix product each
+    return _pixels(sum(parts[1:], parts[0]))
+
+
+def _fast_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
+    """k[p, q] = sum over b, i, j of x[2i + p - 1, 2j + q - 1] y[i, j]^T, (b, h, w, c), (b, h/2, w/2, d) -> (4, 4, c, d)."""
     b, h, w, c = x.shape
     d = y.shape[-1]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    if c < 16:  # pictures: matrices of a few columns are slow, so the four pixels of a cell go into one
-        cells = padded.reshape(b, h // 2 + 1, 2, w // 2 + 1, 2, c).transpose(0, 1, 3, 2, 4, 5)
-        cells, y = cells.reshape(b, h // 2 + 1, w // 2 + 1, 4 * c), y.reshape(-1, d)
-        taps = [cells[:, u : u + h // 2, v : v + w // 2].reshape(-1, 4 * c).T @ y for u in (0, 1) for v in (0, 1)]
+    if c < 16:  # pictures: matrices of a few columns are slow, cells have four times as many
+        cells = _cells(x)
+        taps = [
+            cells[:, u : u + h // 2, v : v + w // 2].reshape(-1, 4 * c).T @ y.reshape(-1, d)
+            for u in (0, 1)
+            for v in (0, 1)
+        ]
         return jnp.stack(taps).reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, d)
-    # Transposed once and kept so: XLA's matrix product is half as fast when it has to transpose its left side itself.
-    y = lax.optimization_barrier(y.reshape(-1, d).T)
-    taps = [(y @ padded[:, p : p + h : 2, q : q + w : 2].reshape(-1, c)).T for p in range(4) for q in range(4)]
-    return jnp.stack(taps).reshape(4, 4, c, d)
+    if h <= 8:  # one matrix product for each position in the kernel
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        # Transposed once and kept so: XLA's matrix product is slower when it has to transpose its left side itself.
+        y = lax.optimization_barrier(y.reshape(-1, d).T)
+        taps = [(y @ x[:, p : p + h : 2, q : q + w : 2].reshape(-1, c)).T for p in range(4) for q in range(4)]
+        return jnp.stack(taps).reshape(4, 4, c, d)
+    # A convolution of x by y, dilated, with channels as batch and batch as channels. The barriers keep the transposed
+    # copies: without them XLA folds the transpositions into the convolution, which then takes the naive loop.
+    x, y = lax.optimization_barrier((x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)))
+    pads = ((1, 1), (1, 1))
+    out = lax.conv_general_dilated(x, y, (1, 1), pads, rhs_dilation=(2, 2), dimension_numbers=_NHWC)  # (c, 4, 4, d)
+    return out.transpose(1, 2, 0, 3)
 
 
 def _swap(kernel: jax.Array) -> jax.Array:
     return kernel.swapaxes(2, 3)
 
 
-_cpu_halve = jax.custom_vjp(_halve)
-_cpu_double = jax.custom_vjp(_phases_double)
-_cpu_kernel_gradient = jax.custom_vjp(_kernel_gradient)
+_cpu_halve = jax.custom_vjp(_fast_halve)
+_cpu_double = jax.custom_vjp(_fast_double)
+_cpu_kernel_gradient = jax.custom_vjp(_fast_kernel_gradient)
 _cpu_halve.defvjp(
     lambda x, k: (_cpu_halve(x, k), (x, k)),
     lambda xk, y: (_cpu_double(y, _swap(xk[1])), _cpu_kernel_gradient(xk[0], y)),
