@@ -7,6 +7,8 @@ A checkpoint counts only with its sums, and only if they hold: Orbax itself retu
 Killed at any moment, a run is left with its earlier checkpoints whole. What is damaged is set aside and said so.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -68,17 +70,24 @@ class Checkpoints:
             self._fail(step, error)
         self._delete_old()
 
-    def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """(step, state) of the newest sound checkpoint, None without one.
+    def restore(self, abstract_state: Any, only: int | None = None) -> tuple[int, Any] | None:
+        """(step, state) of the newest sound checkpoint, or of step `only`; None without one.
 
         abstract_state: the tree of jax.ShapeDtypeStruct, with the shardings to restore to. Unsound checkpoints are
-        renamed to <step>-damaged and reported. Raises UserError if there are checkpoints and all are damaged.
+        renamed to <step>-damaged and reported. Raises UserError if there are checkpoints and all are damaged, or if
+        `only` is not among them.
         """
         self.wait()
         import orbax.checkpoint as ocp
 
         _quiet()
         steps = self.steps()
+        if only is not None and only not in steps:
+            kept = ", ".join(map(str, steps)) or "nothing"
+            raise UserError(f"{self.folder} holds no checkpoint of step {only}: it has {kept}")
+        if only is not None and (reason := self._damage(only)) is not None:
+            raise UserError(f"checkpoint {only} in {self.folder} is damaged ({reason}): choose another step")
+        steps = steps if only is None else [only]
         for step in reversed(steps):
             if (reason := self._damage(step)) is not None:
                 self._set_aside(step, reason)
@@ -99,6 +108,7 @@ class Checkpoints:
         self.wait()
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
 
     def _sums(self, step: int) -> Path:
         return self.folder / f"{step}.sha256.json"
@@ -121,9 +131,10 @@ class Checkpoints:
         log.warning("checkpoint %d is damaged (%s); falling back to the one before", step, reason)
         aside = self.folder / f"{step}-damaged"
         shutil.rmtree(aside, ignore_errors=True)
-        if (self.folder / str(step)).exists():
-            (self.folder / str(step)).rename(aside)
-        self._sums(step).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a run folder that may only be read
+            if (self.folder / str(step)).exists():
+                (self.folder / str(step)).rename(aside)
+            self._sums(step).unlink(missing_ok=True)
 
     def _delete_old(self) -> None:
         steps = self.steps()
@@ -131,20 +142,29 @@ class Checkpoints:
             if not (self.keep_every and step % self.keep_every == 0):
                 self._sums(step).unlink()  # first: without sums it no longer counts
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
-        # Remains of writes that were killed.
+        self._delete_unfinished()
+
+    def _delete_unfinished(self) -> None:
+        """Remains of writes that failed or were killed."""
+        steps = self.steps()
         for path in self.folder.iterdir():
-            unfinished = path.is_dir() and path.name.isdigit() and int(path.name) not in steps
-            if unfinished or ".orbax-checkpoint-tmp" in path.name:
-                shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir() and (".orbax-checkpoint-tmp" in path.name or path.name.isdigit()):
+                if not (path.name.isdigit() and int(path.name) in steps):
+                    shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith("."):  # sums that were not yet renamed
+                path.unlink(missing_ok=True)
 
     def _fail(self, step: int, error: Exception):
         self._writing = None
-        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        if self.folder.is_dir():
+            self._delete_unfinished()
         last = self.steps()[-1:]
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         raise UserError(
-            f"checkpoint {step} could not be written to {self.folder} ({_first_line(error)}); "
+            f"checkpoint {step} could not be written to {self.folder} "
+            f"({'the disk is full' if full else _first_line(error)}); "
             + (f"the last good one is step {last[0]}. " if last else "there is none yet. ")
-            + "Free some room and run the same command with --resume auto"
+            + f"{'Free some room' if full else 'Put that right'} and run the same command with --resume auto"
         ) from error
 
 
@@ -169,21 +189,23 @@ def _check_tree(metadata: Any, abstract_state: Any, step: int) -> None:
     tree = getattr(metadata, "item_metadata", metadata)
     tree = getattr(tree, "tree", tree)
 
-    def shapes(tree) -> dict[str, tuple]:
+    def arrays(tree) -> dict[str, str]:
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
         # Orbax gives back dicts where the state has dataclasses and tuples: compare names, however they are written.
         return {
-            "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): tuple(leaf.shape)
+            "/".join(
+                str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
+            ): f"{np.dtype(leaf.dtype).name} of shape {tuple(leaf.shape)}"
             for path, leaf in leaves
         }
 
-    stored, wanted = shapes(tree), shapes(abstract_state)
+    stored, wanted = arrays(tree), arrays(abstract_state)
     if stored != wanted:
         names = sorted(set(stored) ^ set(wanted)) or sorted(k for k in wanted if stored[k] != wanted[k])
         name = names[0]
         raise UserError(
-            f"checkpoint {step} belongs to another config: {name} has shape {stored.get(name, 'nothing')} there and "
-            f"{wanted.get(name, 'nothing')} here"
+            f"checkpoint {step} belongs to another config: {name} is {stored.get(name, 'missing')} there and "
+            f"{wanted.get(name, 'missing')} here"
         )
 
 

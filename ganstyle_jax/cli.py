@@ -100,7 +100,7 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in UNWRITABLE:
             raise
         _fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}. What was complete before is kept")
 
@@ -147,6 +147,11 @@ def train(name: str, args: list[str]) -> None:
     training.run(method, chosen.config, chosen.data, chosen.loop)
 
 
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+)
 DATA_HELP = (
     "images: a folder, .zip or .tar of image files (nested folders are classes), an .npz or IDX file, tfds:NAME, or "
     "glyphs, which needs no files"
@@ -179,9 +184,13 @@ def quickstart(command: Quickstart) -> None:
 
 
 def sample(command: Sample) -> None:
-    for name in ("count", "stops", "frames", "fps"):
-        if getattr(command, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(command, name)}")
+    for name, least in (("count", 1), ("stops", 2), ("frames", 1)):
+        if getattr(command, name) < least:
+            raise UserError(f"--{name} must be at least {least}, got {getattr(command, name)}")
+    if not 1 <= command.fps <= 50:
+        raise UserError(f"--fps must be from 1 to 50, got {command.fps}")
+    if not 0 <= command.seed < 2**32:
+        raise UserError(f"--seed must be from 0 to {2**32 - 1}, got {command.seed}")
     if command.out.suffix.lower() not in ("", ".png", ".npz"):
         raise UserError(f"--out must end in .png or .npz or be a folder, got {command.out}")
     if command.interpolate and command.out.suffix:
@@ -192,7 +201,7 @@ def sample(command: Sample) -> None:
 
     from ganstyle_jax import images, runs
 
-    overrides = {} if command.batch_norm is None else {"batch_norm": command.batch_norm}
+    overrides: dict[str, Any] = {} if command.batch_norm is None else {"batch_norm": command.batch_norm}
     run = runs.load(command.run, **overrides)
     key = jax.random.key(command.seed)
     if command.interpolate:

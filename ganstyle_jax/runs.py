@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import platform
 import shutil
@@ -83,7 +82,7 @@ def write(run_dir: Path, method: ModuleType, description: dict) -> None:
     """run.json and, for a method of the user's own, method.py."""
     try:
         if description["method"] == "method.py":
-            source = inspect.getsourcefile(method)
+            source = getattr(method, "__file__", None)  # one made in a notebook has none, and cannot be loaded again
             if source is not None and Path(source).resolve() != (run_dir / "method.py").resolve():
                 with atomic_path(run_dir / "method.py") as path:
                     shutil.copyfile(source, path)
@@ -97,18 +96,22 @@ def read(run_dir: Path | str) -> dict:
     """The contents of run.json; UserError if there are none."""
     path = Path(run_dir) / "run.json"
     try:
-        return json.loads(path.read_text())
+        description = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{run_dir} is not a run folder: it holds no run.json") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    parts = {"method": str, "config": dict, "data": str, "loop": dict}
+    if not isinstance(description, dict) or any(not isinstance(description.get(k), t) for k, t in parts.items()):
+        raise UserError(f"{path} does not describe a run: {', '.join(parts)} were expected")
+    return description
 
 
 def differences(old: dict, new: dict) -> list[str]:
     """What makes two descriptions different runs, in words: method, data, config, seed and batch size."""
 
     def essence(description: dict) -> dict:
-        loop = {k: description["loop"][k] for k in ("batch_size", "seed")}
+        loop = {k: description["loop"].get(k) for k in ("batch_size", "seed")}
         return {"method": description["method"], "data": description["data"]} | description["config"] | loop
 
     a, b = essence(old), essence(json.loads(json.dumps(new)))
@@ -141,13 +144,21 @@ class LoadedRun:
         return np.concatenate(images)
 
 
-def load(run_dir: Path | str, **overrides: Any) -> LoadedRun:
-    """The newest sound checkpoint of a run folder, on the default device; overrides replace fields of its config."""
+def load(run_dir: Path | str, step: int | None = None, **overrides: Any) -> LoadedRun:
+    """The newest sound checkpoint of a run folder, or that of `step`, on the default device.
+
+    overrides replace fields of its config. Raises UserError where there is no such checkpoint or no such field.
+    """
     run_dir = Path(run_dir)
     description = read(run_dir)
     name = description["method"]
     method = find_method(str(run_dir / name) if name.endswith(".py") else name)
-    cfg = method.Config(**description["config"])
+    # JSON has lists where a config, which must be hashable, has tuples.
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+    try:
+        cfg = method.Config(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run_dir / 'run.json'} is of another version of {name}: {error}") from error
     unknown = set(overrides) - {field.name for field in dataclasses.fields(cfg)}
     if unknown:
         raise UserError(f"a {name} run has no setting {', '.join(sorted(unknown))}")
@@ -156,7 +167,7 @@ def load(run_dir: Path | str, **overrides: Any) -> LoadedRun:
     abstract = jax.eval_shape(lambda key: method.init(key, cfg), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-    restored = Checkpoints(run_dir).restore(abstract)
+    restored = Checkpoints(run_dir).restore(abstract, step)
     if restored is None:
         raise UserError(f"{run_dir} holds no checkpoint yet: train it first, or wait for its first checkpoint")
     return LoadedRun(method, dataclasses.replace(cfg, **overrides), restored[1], restored[0])

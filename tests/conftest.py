@@ -4,8 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Eight pretend devices in every test, asked for before anything imports jax.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+# The same examples every time; no deadline, because the first one waits for a compiler.
+settings.register_profile("ganstyle", derandomize=True, deadline=None)
+settings.load_profile("ganstyle")
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +29,93 @@ def data_dir() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch on one thread. Where it is missing, tests that need it are skipped, or fail if GANSTYLE_REQUIRE_DATA=1."""
+    try:
+        import torch
+    except ImportError:
+        reason = "PyTorch, the reference of the parity tests, is not installed"
+        if os.environ.get("GANSTYLE_REQUIRE_DATA") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    torch.set_num_threads(1)
+    return torch
+
+
+@pytest.fixture
+def x64():
+    """float64 within one test, and off again after it."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A GANSTYLE_HOME of this session's: every program is compiled once, in whatever process."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    from ganstyle_jax import cli
+
+    folder = tmp_path_factory.getbasetemp() / "ganstyle_home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GANSTYLE_HOME", str(folder))
+        compilation_cache.reset_cache()  # what was compiled before has settled that there is none
+        cli.use_cache()
+        yield folder
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """An .npz of 24 colour pictures of 16 pixels: blurred noise, the same every time."""
+    import numpy as np
+
+    noise = np.random.default_rng(0).normal(size=(24, 16, 16, 3))
+    smooth = noise + np.roll(noise, 1, 1) + np.roll(noise, 1, 2) + np.roll(noise, (1, 1), (1, 2))
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    np.savez(path, images=np.clip(128 + 40 * smooth, 0, 255).astype(np.uint8))
+    return path
+
+
+@pytest.fixture
+def x64_as_before():
+    """Sets float64 back after a test whose `train.run` or `load` switched it on for the whole program."""
+    import jax
+
+    before = jax.config.jax_enable_x64
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 2 MiB. Skips where this user may not mount one."""
+    import subprocess
+
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a full disk needs the right to mount a small one: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def quick_compile():
+    """XLA with few optimisations, for what takes longer to compile than to run."""
+    import jax
+
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

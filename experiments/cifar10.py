@@ -1,0 +1,42 @@
+"""CIFAR-10 at 32 pixels.
+
+Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434), which uses CIFAR-10 to test features (section 5.1), not
+    pictures, so that there is no figure of the paper's to reach.
+Data: CIFAR-10 (Krizhevsky 2009), 50,000 photographs of 10 classes, https://www.cs.toronto.edu/~kriz/cifar.html, which
+    states no licence: `ganstyle data prepare cifar10` downloads and stores it; or give a folder or zip of its images.
+Hardware and time: not run in full yet; about as long as MNIST for each step, at twice the width.
+Expected: no number yet; 64 pictures are in samples/ of the run folder, one grid every 500 steps.
+Command: python experiments/cifar10.py
+"""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from ganstyle_jax import cli, train
+from ganstyle_jax.files import UserError
+from ganstyle_jax.gan import dcgan
+
+DATA = "tfds:cifar10"
+CONFIG = dcgan.Config(image_size=32, width=64)
+LOOP = train.Loop(run_dir=Path("runs/cifar10"), steps=50_000, resume="auto")
+
+
+def main(data: str = DATA, loop: train.Loop = LOOP, config: dcgan.Config = CONFIG) -> None:
+    """Trains, and goes on where an earlier run of the same command was stopped.
+
+    Args:
+        data: images to train on, as `ganstyle train --data` takes them.
+        loop: the settings of the loop.
+        config: the settings of the network.
+    """
+    cli.use_cache()
+    train.run(dcgan, config, data, loop)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    except UserError as error:
+        sys.exit(f"error: {error}")

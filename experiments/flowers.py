@@ -1,0 +1,42 @@
+"""Flowers at 64 pixels.
+
+Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434), which did not use this set. DiffAugment (Zhao et al.
+    2020, arXiv:2006.10738) keeps the discriminator from learning so few pictures by heart.
+Data: 102 Category Flower Dataset (Nilsback & Zisserman 2008), 8,189 photographs, for research: 102flowers.tgz from
+    https://www.robots.ox.ac.uk/~vgg/data/flowers/102/, which can be read as it is, or `--data tfds:oxford_flowers102`.
+Hardware and time: TBD-flowers-hardware-and-hours.
+Expected: no number, see docs/flowers.png; 64 pictures are in samples/ of the run folder, one grid every 500 steps.
+Command: python experiments/flowers.py --data 102flowers.tgz
+"""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from ganstyle_jax import cli, train
+from ganstyle_jax.files import UserError
+from ganstyle_jax.gan import dcgan
+
+DATA = "102flowers.tgz"
+CONFIG = dcgan.Config(image_size=64, augment="color,translation")
+LOOP = train.Loop(run_dir=Path("runs/flowers"), steps=20_000, resume="auto")
+
+
+def main(data: str = DATA, loop: train.Loop = LOOP, config: dcgan.Config = CONFIG) -> None:
+    """Trains, and goes on where an earlier run of the same command was stopped.
+
+    Args:
+        data: images to train on, as `ganstyle train --data` takes them.
+        loop: the settings of the loop.
+        config: the settings of the network.
+    """
+    cli.use_cache()
+    train.run(dcgan, config, data, loop)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    except UserError as error:
+        sys.exit(f"error: {error}")

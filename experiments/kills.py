@@ -1,0 +1,227 @@
+"""Kills a training run at random moments, many times, and checks that nothing is lost.
+
+    python experiments/kills.py                      # 30 kills, TBD-kills-minutes minutes on 2 CPU cores
+
+A run is trained undisturbed first. A second one with the same settings is sent SIGKILL at random moments, started again
+with `--resume auto` each time, and after the last kill left alone to its end. Checkpoints are written so often that
+many kills fall into a write. After each kill every complete checkpoint is compared with its SHA-256 sums, by code of
+this file, and the next life must go on from the newest one. At the end the SHA-256 of the state (weights, statistics,
+optimizers, step) must equal the undisturbed run's. Ends with exit status 1 if anything was damaged, lost or different.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+import ganstyle_jax
+from ganstyle_jax.checkpoints import digest
+from ganstyle_jax.files import UserError
+
+sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
+import machine
+
+FIRST_STEP = "first training step"  # what the program says once it has trained one
+EARLY = 0.1  # share of the kills that fall between the start of a program and its first step
+LIMIT = 600.0  # seconds from the start of a program to its first step, and then to its end
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is killed, and how often."""
+
+    kills: int = 30
+    seed: int = 0  # decides the moments
+    steps: int = 3_000  # training steps of the run
+    checkpoint_every: int = 10  # steps between checkpoints
+    image_size: int = 16  # pixels
+    width: int = 8  # channels of the finest hidden layer
+    batch_size: int = 16  # images in a step
+    json: Path | None = Path("kills.json")  # file for the record; a bare name goes into experiments/results/
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    """Returns the record, after writing it. Raises UserError if the run ended before all kills were done."""
+    record = machine.describe() | {
+        "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")),
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        record |= compare(settings, Path(folder))
+    print(
+        f"{record['kills']} kills, {record['kills_during_a_write']} of them during the write of a checkpoint and "
+        f"{record['kills_before_the_sums']} between a write and its sums: {record['damaged']} checkpoints damaged, "
+        f"{record['lost']} lost, final state {'equal' if record['equal'] else 'DIFFERENT'}"
+    )
+    if settings.json is not None:
+        print(f"the record is in {machine.write_record(settings.json, record)}")
+    return record
+
+
+def compare(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Trains both runs inside `folder`; the numbers of the record."""
+    undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
+    life = Life(settings, undisturbed, folder)
+    start_up = life.wait_for_first_step()
+    training = life.wait_for_end()
+    interval = training / settings.steps * settings.checkpoint_every  # seconds from one checkpoint to the next
+
+    rng = random.Random(settings.seed)
+    # Each kill comes within two intervals of the checkpoint of such a step, so that seconds decide only where in an
+    # interval it falls, and a busy machine does not change how far the run has come.
+    targets = sorted(rng.uniform(0, 0.9 * settings.steps) for _ in range(settings.kills))
+    moments = []
+    damaged, lost = 0, 0
+    newest: int | None = None  # the step that the next life must go on from
+    for number, target in enumerate(targets):
+        known = entries(disturbed)
+        life = Life(settings, disturbed, folder)
+        early = rng.random() < EARLY
+        if early:
+            time.sleep(rng.uniform(0, start_up))
+        else:
+            start_up = life.wait_for_first_step()
+            life.wait_for_checkpoint(disturbed, target)
+            time.sleep(rng.uniform(0, 2 * interval))
+        if not life.kill():
+            raise UserError(f"the run ended after {number} of {settings.kills} kills: give it more --steps")
+
+        new = entries(disturbed) - known
+        sound = check_sums(disturbed)
+        unfinished = sorted(name for name, _ in new if name.isdigit() and int(name) not in sound)
+        damaged += sum(not ok for ok in sound.values())
+        lost += life.resumed_at() != newest and not (early and life.resumed_at() is None)
+        lost += newest is not None and max(sound, default=-1) < newest
+        newest = max(sound, default=None)
+        moments.append(
+            {
+                "seconds": round(life.seconds, 2),
+                "before_the_first_step": early,
+                "during_a_write": any("orbax-checkpoint-tmp" in name or ".sha256-" in name for name, _ in new),
+                "before_the_sums": bool(unfinished) and int(unfinished[-1]) > (newest or 0),
+                "newest_checkpoint": newest,
+            }
+        )
+        print(f"kill {number + 1}: {json.dumps(moments[-1])}", flush=True)
+
+    life = Life(settings, disturbed, folder)
+    life.wait_for_first_step()
+    life.wait_for_end()
+    lost += life.resumed_at() != newest
+    damaged += len(list((disturbed / "checkpoints").glob("*-damaged")))
+    states = [ganstyle_jax.load(run_dir, settings.steps).state for run_dir in (undisturbed, disturbed)]
+    sums = [digest(state) for state in states]
+    return {
+        "kills": len(moments),
+        "kills_during_a_write": sum(moment["during_a_write"] for moment in moments),
+        "kills_before_the_sums": sum(moment["before_the_sums"] for moment in moments),
+        "kills_before_the_first_step": sum(moment["before_the_first_step"] for moment in moments),
+        "damaged": damaged,
+        "lost": lost,
+        "sha256_undisturbed": sums[0],
+        "sha256_killed": sums[1],
+        "equal": sums[0] == sums[1],
+        "moments": moments,
+    }
+
+
+class Life:
+    """One program that trains, from its start to its end."""
+
+    def __init__(self, settings: Settings, run_dir: Path, folder: Path):
+        command = [sys.executable, "-m", "ganstyle_jax", "train", "dcgan", "--data", "glyphs", "--resume", "auto"]
+        command += ["--run-dir", str(run_dir), "--sample-every", str(settings.steps), "--devices", "1"]
+        for name in ("steps", "checkpoint_every", "image_size", "width", "batch_size"):
+            command += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+        self.log = folder / "log.txt"
+        # A compilation cache of its own: the first life compiles, the others start quickly.
+        environment = os.environ | {"GANSTYLE_HOME": str(folder)}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for_first_step(self) -> float:
+        """Seconds from the start to the first step. Raises UserError if the program fails or takes too long."""
+        while FIRST_STEP not in self.text() and self.process.poll() is None:
+            if self.seconds > LIMIT:
+                self.process.kill()
+                raise UserError(f"no training step within {LIMIT:.0f} s: {self.text()[-500:]}")
+            time.sleep(0.01)
+        if self.process.poll() not in (None, 0):
+            raise UserError(f"training failed with exit status {self.process.returncode}: {self.text()[-500:]}")
+        return self.seconds
+
+    def wait_for_checkpoint(self, run_dir: Path, step: float) -> None:
+        """Until there is a checkpoint of this step or a later one, finished or not, or the program has ended."""
+        while self.process.poll() is None and self.seconds < LIMIT:
+            if any(name.isdigit() and int(name) >= step for name, _ in entries(run_dir)):
+                return
+            time.sleep(0.002)
+
+    def wait_for_end(self) -> float:
+        """Seconds from now to the end. Raises UserError if the program fails or takes too long."""
+        start = time.perf_counter()
+        try:
+            status = self.process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise UserError(f"training did not end within {LIMIT:.0f} s: give it fewer --steps") from None
+        if status != 0:
+            raise UserError(f"training failed with exit status {status}: {self.text()[-500:]}")
+        return time.perf_counter() - start
+
+    def kill(self) -> bool:
+        """Sends SIGKILL; False if the program had come to its end. Raises UserError if it had failed."""
+        self.process.kill()
+        status = self.process.wait()
+        if status not in (0, -9):
+            raise UserError(f"training failed with exit status {status}: {self.text()[-500:]}")
+        return status == -9
+
+    def resumed_at(self) -> int | None:
+        """The step that the program says it goes on from; None if it has not said so."""
+        match = re.search(r"^resuming .* at step (\d+)", self.text(), re.MULTILINE)
+        return int(match[1]) if match else None
+
+
+def entries(run_dir: Path) -> set[tuple[str, int]]:
+    """(name, inode) of all that lies in the folder of checkpoints: the inode tells a new write from old remains."""
+    folder = run_dir / "checkpoints"
+    return {(entry.name, entry.inode()) for entry in os.scandir(folder)} if folder.is_dir() else set()
+
+
+def check_sums(run_dir: Path) -> dict[int, bool]:
+    """Whether each complete checkpoint, one that has sums, holds exactly the files and bytes of its sums."""
+    sound = {}
+    for path in (run_dir / "checkpoints").glob("[0-9]*.sha256.json"):
+        folder = path.parent / path.name.split(".")[0]
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        sums = {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        sound[int(folder.name)] = bool(sums) and sums == json.loads(path.read_text())
+    return sound
+
+
+if __name__ == "__main__":
+    try:
+        result = main(tyro.cli(Settings, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(not result["equal"] or result["damaged"] > 0 or result["lost"] > 0)

@@ -1,0 +1,43 @@
+"""Faces at 64 pixels: Labeled Faces in the Wild.
+
+Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434), whose faces (section 4.2) were collected from the web
+    and are not public. DiffAugment (Zhao et al. 2020, arXiv:2006.10738) because the set is small.
+Data: LFW (Huang et al. 2007), 13,233 photographs of faces, for research: lfw.tgz from
+    http://vis-www.cs.umass.edu/lfw/, which can be read as it is, or `--data tfds:lfw`. The central square of a picture
+    is used; in LFW that is all of it, with the face in the middle.
+Hardware and time: TBD-lfw-hardware-and-hours.
+Expected: no number; 64 pictures are in samples/ of the run folder, one grid every 500 steps.
+Command: python experiments/lfw.py --data lfw.tgz
+"""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from ganstyle_jax import cli, train
+from ganstyle_jax.files import UserError
+from ganstyle_jax.gan import dcgan
+
+DATA = "lfw.tgz"
+CONFIG = dcgan.Config(image_size=64, augment="color,translation")
+LOOP = train.Loop(run_dir=Path("runs/lfw"), steps=20_000, resume="auto")
+
+
+def main(data: str = DATA, loop: train.Loop = LOOP, config: dcgan.Config = CONFIG) -> None:
+    """Trains, and goes on where an earlier run of the same command was stopped.
+
+    Args:
+        data: images to train on, as `ganstyle train --data` takes them.
+        loop: the settings of the loop.
+        config: the settings of the network.
+    """
+    cli.use_cache()
+    train.run(dcgan, config, data, loop)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,190 @@
+"""Every experiment script takes two tiny steps offline, and the comparisons compare what they say."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tyro
+
+import ganstyle_jax
+from ganstyle_jax import convert, images
+from ganstyle_jax.files import UserError
+from ganstyle_jax.gan import dcgan
+from ganstyle_jax.train import Loop
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+TINY = ["--image-size=16", "--width=4", "--latent-dim=8", "--batch-size=4", "--steps=2", "--devices=1"]
+GREY = dcgan.Config(image_size=32, width=4, latent_dim=100)
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+def load_script(name: str) -> ModuleType:
+    """experiments/<name>.py as a module, with the neighbours that it imports."""
+    path = EXPERIMENTS / f"{name}.py"
+    module_name = f"experiments_{name.replace('/', '_')}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    before = list(sys.path)
+    sys.path.insert(0, str(path.parent))  # as when it is run
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = before
+    return module
+
+
+@pytest.fixture(scope="module")
+def zipped(pictures, tmp_path_factory) -> Path:
+    """The pictures as a zip of PNG files in two folders."""
+    folder = tmp_path_factory.mktemp("zipped")
+    with np.load(pictures) as file, zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
+        for i, picture in enumerate(file["images"]):
+            images.save_png(folder / "picture.png", picture)
+            archive.write(folder / "picture.png", f"class{i % 2}/{i:03d}.png")
+    return folder / "pictures.zip"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    """An .npz of 24 grey pictures of 28 pixels, laid out as mnist.npz is."""
+    path = tmp_path_factory.mktemp("digits") / "mnist.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 28, 28), dtype=np.uint8)
+    np.savez(path, x_train=pixels, y_train=np.arange(24) % 10)
+    return path
+
+
+@pytest.mark.parametrize("name", ["flowers", "lfw", "cifar10", "celeba"])
+def test_script_trains_and_is_safe_to_run_twice(name, zipped, tmp_path, capsys):
+    script = load_script(name)
+    args = [f"--data={zipped}", f"--run-dir={tmp_path}", *TINY]
+    tyro.cli(script.main, args=args, config=(tyro.conf.OmitArgPrefixes,))
+    run = ganstyle_jax.load(tmp_path)
+    assert run.step == 2
+    changed = {"image_size", "width", "latent_dim", "channels"}
+    for field in dataclasses.fields(dcgan.Config):
+        if field.name not in changed:  # what makes the experiment is what the script says
+            assert getattr(run.cfg, field.name) == getattr(script.CONFIG, field.name), field.name
+    assert (tmp_path / "samples" / "000002.png").is_file()
+    assert "2 steps done" in capsys.readouterr().err
+    tyro.cli(script.main, args=args, config=(tyro.conf.OmitArgPrefixes,))
+    assert "all 2 steps are done already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mnist", "flowers", "lfw", "cifar10", "celeba"])
+def test_docstring_says_what_a_reader_needs(name):
+    doc = load_script(name).__doc__ or ""
+    for part in ("Paper: ", "Data: ", "Hardware and time: ", "Expected: ", "Command: python experiments/"):
+        assert f"\n{part}" in doc
+
+
+@pytest.fixture(scope="module")
+def mnist_runs(home, digits, tmp_path_factory) -> Path:
+    """The folder that experiments/mnist.py leaves after two steps with two seeds."""
+    folder = tmp_path_factory.mktemp("mnist")
+    loop = Loop(folder, steps=2, batch_size=4, checkpoint_every=1, devices=1)
+    load_script("mnist").main(str(digits), seeds=(0, 1), measure_at=(), loop=loop, config=GREY)
+    return folder
+
+
+def test_mnist_trains_one_run_for_each_seed(mnist_runs):
+    runs = [ganstyle_jax.load(mnist_runs / f"seed{seed}") for seed in (0, 1)]
+    assert [run.step for run in runs] == [2, 2]
+    weights = [np.asarray(run.state.gen.params["project"]) for run in runs]
+    assert np.abs(weights[0] - weights[1]).max() > 1e-3
+
+
+def test_load_reads_the_step_that_is_asked_for(mnist_runs):
+    first, last = ganstyle_jax.load(mnist_runs / "seed0", step=1), ganstyle_jax.load(mnist_runs / "seed0")
+    assert (first.step, int(first.state.step), last.step) == (1, 1, 2)
+    with pytest.raises(UserError, match=r"no checkpoint of step 7: it has 1, 2"):
+        ganstyle_jax.load(mnist_runs / "seed0", step=7)
+
+
+def test_mnist_measures(mnist_runs, digits, data_dir, capsys):
+    loop = Loop(mnist_runs, steps=2, batch_size=4, checkpoint_every=1, devices=1, resume="auto")
+    load_script("mnist").main(
+        str(digits), seeds=(0,), measure_at=(1, 2), samples=64, reference=data_dir, loop=loop, config=GREY
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": LeNet-FD ")[0] for line in lines] == ["seed 0, step 1", "seed 0, step 2"]
+    # Noise is far from digits, and the training images are near, see experiments/lenet_fd.py.
+    assert all(float(line.split("LeNet-FD ")[1].split()[0]) > 100 and "images 1.27)" in line for line in lines)
+
+
+def test_mnist_comparison_of_a_run_with_itself_gives_one(mnist_runs, data_dir, tmp_path):
+    script = load_script("bench/mnist")
+    for seed in (0, 1):  # our own last weights, as if PyTorch had trained them
+        convert.export_run(mnist_runs / f"seed{seed}", tmp_path, "pth", averaged=False)
+        (tmp_path / "netG.pth").rename(tmp_path / f"netG_{seed}_2.pth")
+    settings = script.Settings(
+        ours=(mnist_runs / "seed0", mnist_runs / "seed1"),
+        torch=tmp_path,
+        steps=(2,),
+        samples=100,
+        reference=data_dir,
+        json=tmp_path / "record.json",
+    )
+    script.main(settings)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["seeds"] == {"ours": [0, 1], "torch": [0, 1]}
+    (at,) = record["summary"]
+    assert at["ratio"] == pytest.approx(1, abs=1e-9)  # the same weights by two ways
+    for statistics in ("standing", "running"):
+        ours, theirs = (at["means"][f"{side}, last, {statistics}"] for side in ("ours", "torch"))
+        assert ours["lenet_fd_of_seeds"] == pytest.approx(theirs["lenet_fd_of_seeds"])
+    # The four variants are four generators.
+    values = {name: numbers["lenet_fd"] for name, numbers in at["means"].items() if name.startswith("ours")}
+    assert len(set(values.values())) == 4
+    assert at["default_ratio"] == values["ours, average, standing"] / values["ours, last, standing"]
+    with pytest.raises(UserError, match=r"holds no netG_SEED_3\.pth"):  # before anything is measured
+        script.main(dataclasses.replace(settings, steps=(2, 3)))
+
+
+def test_mnist_in_pytorch(torch, digits, tmp_path):
+    script = load_script("bench/mnist_torch")
+    threads = torch.get_num_threads()
+    settings = script.Settings(
+        str(digits), tmp_path, seeds=(0, 1), save_at=(1, 2), image_size=16, width=4, batch_size=4, threads=1
+    )
+    script.main(settings)
+    torch.set_num_threads(threads)
+    found = {path.name: convert.read_file(path) for path in tmp_path.glob("*.pth")}
+    assert set(found) == {f"netG_{seed}_{step}.pth" for seed in (0, 1) for step in (1, 2)}
+    kind, cfg = convert.config_of(found["netG_0_2.pth"])
+    assert (kind, cfg.image_size, cfg.width, cfg.channels, cfg.latent_dim) == ("generator", 16, 4, 1, 100)
+    kernels = {name: state["main.0.weight"] for name, state in found.items()}
+    # Adam's steps are about as long as its learning rate; seeds differ by far more.
+    moved = np.abs(kernels["netG_0_2.pth"] - kernels["netG_0_1.pth"]).max()
+    assert 1e-5 < moved < 1e-3 < np.abs(kernels["netG_0_2.pth"] - kernels["netG_1_2.pth"]).max()
+    assert set(json.loads((tmp_path / "train.json").read_text())["seconds"]) == {"0", "1"}
+
+
+def test_kills_sees_a_flipped_bit_and_a_lost_file(mnist_runs, tmp_path):
+    script = load_script("kills")
+    shutil.copytree(mnist_runs / "seed0", tmp_path / "run")
+    assert script.check_sums(tmp_path / "run") == {1: True, 2: True}
+    largest = max((tmp_path / "run/checkpoints/1").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    os.unlink(max((tmp_path / "run/checkpoints/2").rglob("_METADATA")))
+    assert script.check_sums(tmp_path / "run") == {1: False, 2: False}
+
+
+@pytest.mark.slow
+def test_kills_at_a_tiny_size(tmp_path):
+    script = load_script("kills")
+    record = script.main(script.Settings(kills=1, steps=60, width=4, batch_size=4, json=tmp_path / "kills.json"))
+    assert (record["kills"], record["damaged"], record["lost"], record["equal"]) == (1, 0, 0, True)
+    assert json.loads((tmp_path / "kills.json").read_text())["sha256_killed"] == record["sha256_undisturbed"]

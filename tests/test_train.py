@@ -1,0 +1,604 @@
+"""The loop: devices, data, resuming, signals, what a run leaves behind. Mostly on `small_wgan`, which compiles fast."""
+
+import functools
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small_wgan
+
+import ganstyle_jax
+from ganstyle_jax.checkpoints import Checkpoints, digest
+from ganstyle_jax.files import UserError
+from ganstyle_jax.gan import dcgan
+from ganstyle_jax.train import Loop, check_finite, collapse_warning, diversity, drop_lines_after, run
+
+pytestmark = pytest.mark.usefixtures("home", "x64_as_before")
+
+WGAN = small_wgan.Config(latent_dim=4, width=8)
+DCGAN = dcgan.Config(image_size=16, width=4, latent_dim=8)
+STOPPED = 128 + signal.SIGTERM
+
+
+def train(run_dir, data, method=small_wgan, cfg=WGAN, callback=None, **loop):
+    """A short run: 12 steps of 8 pictures on one device unless told otherwise."""
+    short = {"steps": 12, "batch_size": 8, "log_every": 4, "sample_every": 12, "checkpoint_every": 4, "devices": 1}
+    return run(method, cfg, str(data), Loop(run_dir=run_dir, **(short | loop)), callback)
+
+
+def method_with(**functions) -> types.ModuleType:
+    """`small_wgan` with some functions replaced."""
+    module = types.ModuleType("method")
+    vars(module).update({k: v for k, v in vars(small_wgan).items() if not k.startswith("__")} | functions)
+    module.__file__ = small_wgan.__file__
+    return module
+
+
+def lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(metrics: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in metrics]
+
+
+def stored(run_dir: Path, step: int) -> str:
+    """Digest of a stored state, which must be the newest."""
+    loaded = ganstyle_jax.load(run_dir)
+    assert loaded.step == step
+    return digest(loaded.state)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files}
+
+
+def farthest(a, b) -> float:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()) for x, y in pairs)
+
+
+def command(run_dir: Path, data: Path, **loop) -> list[str]:
+    """`ganstyle train small_wgan.py` with the settings of `train`."""
+    short = {"steps": 12, "batch_size": 8, "log_every": 4, "sample_every": 12, "checkpoint_every": 4, "devices": 1}
+    flags = short | {"latent_dim": WGAN.latent_dim, "width": WGAN.width} | loop
+    args = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    start = [sys.executable, "-m", "ganstyle_jax", "train", small_wgan.__file__]
+    return [*start, f"--data={data}", f"--run-dir={run_dir}", *args]
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, f"ended with {process.returncode} before there was {path}"
+        assert time.monotonic() < end, f"no {path} after {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures, tmp_path_factory, home) -> Path:
+    """A run of 12 steps."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(run_dir, pictures)
+    return run_dir
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A method of one's own
+
+
+def test_a_method_of_ones_own_is_short():
+    assert len(Path(small_wgan.__file__).read_text().splitlines()) < 80
+
+
+def test_library_call_with_callback(pictures, tmp_path):
+    seen = []
+    state = train(tmp_path / "run", pictures, callback=lambda step, metrics: seen.append((step, metrics)))
+    assert [step for step, _ in seen] == [4, 8, 12]
+    assert [metrics for _, metrics in seen] == lines(tmp_path / "run")
+    assert {"step", "loss/critic", "loss/gen", "images_per_second"} == set(seen[0][1])
+    assert digest(state) == stored(tmp_path / "run", 12)
+    clip = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(state["critic"]["params"]))
+    assert clip == np.float32(WGAN.clip)  # it has trained: the clipping is at work
+
+
+def test_run_folder_says_what_the_run_was(undisturbed):
+    description = json.loads((undisturbed / "run.json").read_text())
+    assert description["method"] == "method.py"
+    assert (undisturbed / "method.py").read_bytes() == Path(small_wgan.__file__).read_bytes()
+    assert description["config"]["channels"] == 3  # as found in the data
+    assert description["loop"]["steps"] == 12 and description["versions"]["jax"] == jax.__version__
+
+
+def test_callback_that_raises_ends_the_run_and_keeps_its_checkpoints(pictures, tmp_path):
+    def callback(step, metrics):
+        if step == 8:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        train(tmp_path / "run", pictures, callback=callback)
+    assert ganstyle_jax.load(tmp_path / "run").step == 4
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Devices, data, dispatches: the same numbers
+
+
+WAYS = [("jit", 8), ("pmap", 8), ("jit", 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("discriminator_steps", [1, 2])
+def test_dcgan_is_the_same_on_any_devices(pictures, tmp_path, discriminator_steps):
+    cfg = dcgan.Config(16, width=4, latent_dim=8, dtype="float64", discriminator_steps=discriminator_steps)
+    arguments = {"method": dcgan, "cfg": cfg, "steps": 10, "batch_size": 16}
+    one = train(tmp_path / "one", pictures, devices=1, **arguments)
+    assert one.gen.params["project"].dtype == np.float64
+    for parallel, devices in WAYS[: 4 - discriminator_steps]:
+        many = train(tmp_path / f"{parallel}{devices}", pictures, parallel=parallel, devices=devices, **arguments)
+        # Sums over the batch are added up in another order; ten steps of Adam make more of it.
+        assert farthest(one, many) < 1e-10, (parallel, devices)
+
+
+def test_small_wgan_is_the_same_on_any_devices(pictures, tmp_path):
+    cfg = small_wgan.Config(latent_dim=4, width=8, dtype="float64")
+    one = train(tmp_path / "one", pictures, cfg=cfg)
+    for parallel, devices in WAYS:
+        many = train(tmp_path / f"{parallel}{devices}", pictures, cfg=cfg, parallel=parallel, devices=devices)
+        assert farthest(one, many) < 1e-10, (parallel, devices)
+        for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / f"{parallel}{devices}"), strict=True):
+            np.testing.assert_allclose(a["loss/critic"], b["loss/critic"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_dcgan_does_not_depend_on_where_the_data_is_and_how_steps_are_sent(pictures, tmp_path):
+    arguments = {"method": dcgan, "cfg": DCGAN, "steps": 7, "log_every": 7}
+    expected = digest(train(tmp_path / "run", pictures, **arguments))
+    for name, loop in {
+        "streamed": {"data_on_device": "no"},
+        "single": {"steps_per_dispatch": 1},
+        "threes": {"steps_per_dispatch": 3},
+        "streamed threes": {"data_on_device": "no", "steps_per_dispatch": 3, "workers": 3},
+    }.items():
+        assert digest(train(tmp_path / name, pictures, **arguments, **loop)) == expected, name
+    assert digest(train(tmp_path / "other", pictures, **arguments, seed=1)) != expected
+
+
+def test_small_wgan_does_not_depend_on_where_the_data_is_and_how_steps_are_sent(pictures, tmp_path, undisturbed):
+    expected, metrics = stored(undisturbed, 12), without_speed(lines(undisturbed))
+    for loop in ({"data_on_device": "no"}, {"steps_per_dispatch": 1}, {"steps_per_dispatch": 3}):
+        run_dir = tmp_path / str(loop)
+        assert digest(train(run_dir, pictures, **loop)) == expected, loop
+        assert without_speed(lines(run_dir)) == metrics, loop  # sums of whole windows, whatever was sent together
+
+
+def test_same_seed_same_bits_other_seed_other_bits(pictures, tmp_path, undisturbed):
+    assert digest(train(tmp_path / "same", pictures)) == stored(undisturbed, 12)
+    other = train(tmp_path / "other", pictures, seed=1)
+    one = ganstyle_jax.load(undisturbed).state
+    assert all(farthest(one[name]["params"], other[name]["params"]) > 1e-3 for name in ("gen", "critic"))
+
+
+def test_fewer_pictures_than_a_batch(tmp_path):
+    np.savez(tmp_path / "few.npz", images=np.random.default_rng(0).integers(0, 256, (3, 16, 16, 1), np.uint8))
+    on_device = train(tmp_path / "a", tmp_path / "few.npz", steps=3)
+    assert digest(train(tmp_path / "b", tmp_path / "few.npz", steps=3, data_on_device="no")) == digest(on_device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it writes, and when
+
+
+def test_intervals(pictures, tmp_path):
+    train(tmp_path / "run", pictures, steps=13, log_every=4, sample_every=6, checkpoint_every=5)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [4, 8, 12, 13]
+    assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == [f"{n:06d}.png" for n in (6, 12, 13)]
+    assert Checkpoints(tmp_path / "run").steps() == [5, 10, 13]
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_keeps_the_newest_and_every_so_many(pictures, tmp_path):
+    train(tmp_path / "run", pictures, steps=10, checkpoint_every=1, keep_checkpoints=2, keep_every=4)
+    assert Checkpoints(tmp_path / "run").steps() == [4, 8, 9, 10]
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == sorted(f"{step}{end}" for step in (4, 8, 9, 10) for end in ("", ".sha256.json"))
+
+
+def test_logged_metrics_are_means_since_the_last_line(pictures, tmp_path, undisturbed):
+    train(tmp_path / "each", pictures, log_every=1)
+    each = [line["loss/critic"] for line in lines(tmp_path / "each")]
+    expected = np.mean(np.reshape(each, (3, 4)), axis=1)
+    np.testing.assert_allclose([line["loss/critic"] for line in lines(undisturbed)], expected, rtol=1e-12)
+
+
+def test_sample_grids_show_the_same_latents_every_time(pictures, tmp_path):
+    train(tmp_path / "a", pictures, steps=4, sample_every=2)
+    train(tmp_path / "b", pictures, steps=2, sample_every=2)
+    two, four = (tmp_path / "a" / "samples" / f"{step:06d}.png" for step in (2, 4))
+    assert two.read_bytes() == (tmp_path / "b" / "samples" / "000002.png").read_bytes() != four.read_bytes()
+
+
+def test_lines_of_steps_to_be_done_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 4, "a": 1}\n{"step": 4, "warning": "w"}\n{"step": 8}\n{"step": 12}\n{}\n{"st')
+    drop_lines_after(path, 8)
+    assert path.read_text() == '{"step": 4, "a": 1}\n{"step": 4, "warning": "w"}\n{"step": 8}\n'
+    drop_lines_after(tmp_path / "none", 8)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_profile(pictures, tmp_path):
+    run_dir = tmp_path / "run"
+    train(run_dir, pictures, profile="2:4", steps=6)
+    assert list((run_dir / "profile").rglob("*.xplane.pb"))
+    # One that begins before the resumed part, and one that ends after the last step.
+    train(run_dir, pictures, profile="3:8", steps=10, resume="auto")
+    train(tmp_path / "late", pictures, profile="5:100", steps=6)
+    assert list((tmp_path / "late" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("profile", ["x", "5", "1:2:3", "4:4", "4:2", "-1:3", "a:b"])
+def test_profile_that_is_no_range(profile):
+    with pytest.raises(ValueError, match="profile must be two steps such as 100:110") as caught:
+        Loop(profile=profile)
+    assert repr(profile) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["steps", "batch_size", "steps_per_dispatch", "log_every", "sample_every", "checkpoint_every"]
+)
+def test_loop_refuses_what_is_below_one(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        Loop(**{name: 0})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resuming
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(pictures, tmp_path, devices):
+    """Kills of a process and its resumption, at moments of the training and of the writing of checkpoints."""
+    rng = np.random.default_rng(devices)
+    loop = {"steps": 400, "log_every": 5, "checkpoint_every": 5, "sample_every": 200, "devices": devices}
+    expected = train(tmp_path / "expected", pictures, **loop)
+    run_dir = tmp_path / "killed"
+    moments = []
+    for attempt in range(2):
+        reached = Checkpoints(run_dir).steps()[-1:] or [0]
+        process = subprocess.Popen(command(run_dir, pictures, resume="auto", **loop), stderr=subprocess.DEVNULL)
+        wait_for(run_dir / "metrics.jsonl", process)
+        wait_for(run_dir / f"checkpoints/{reached[0] + 5 * (attempt + 1)}", process)
+        moments.append(float(rng.uniform(0, 0.5)))
+        time.sleep(moments[-1])
+        process.kill()
+        process.wait()
+    at = Checkpoints(run_dir).steps()
+    state = train(run_dir, pictures, resume="auto", **loop)
+    assert digest(state) == digest(expected) == stored(run_dir, 400), (moments, at)
+    assert without_speed(lines(run_dir)) == without_speed(lines(tmp_path / "expected")), (moments, at)
+    leftovers = [p.name for p in (run_dir / "checkpoints").iterdir() if not p.name.split(".")[0].isdigit()]
+    assert not leftovers and len(list((run_dir / "checkpoints").iterdir())) == 6, (moments, at)
+
+
+def test_resumed_run_is_the_same_bit_for_bit(pictures, tmp_path, undisturbed):
+    run_dir = tmp_path / "run"
+    train(run_dir, pictures, steps=4)
+    train(run_dir, pictures, steps=8, resume="auto")
+    state = train(run_dir, pictures, resume="required", steps_per_dispatch=3, data_on_device="no")
+    assert digest(state) == stored(undisturbed, 12)
+    assert without_speed(lines(run_dir)) == without_speed(lines(undisturbed))
+
+
+@pytest.mark.parametrize("first, then", [(("jit", 8), ("jit", 1)), (("jit", 1), ("jit", 8)), (("pmap", 8), ("jit", 2)),
+                                         (("jit", 2), ("pmap", 8))])
+def test_resuming_on_other_devices(pictures, tmp_path, first, then):
+    cfg = small_wgan.Config(latent_dim=4, width=8, dtype="float64")
+    expected = train(tmp_path / "expected", pictures, cfg=cfg)
+    run_dir = tmp_path / "run"
+    saved = train(run_dir, pictures, cfg=cfg, steps=8, parallel=first[0], devices=first[1])
+    # A run that has nothing left to do gives back what was restored.
+    restored = train(run_dir, pictures, cfg=cfg, steps=8, parallel=then[0], devices=then[1], resume="auto")
+    assert digest(restored) == digest(saved)
+    assert len(jax.tree.leaves(restored)[0].sharding.device_set) == then[1]
+    state = train(run_dir, pictures, cfg=cfg, parallel=then[0], devices=then[1], resume="auto")
+    assert farthest(state, expected) < 1e-9
+
+
+def test_finished_run_is_left_as_it_is(pictures, tmp_path, undisturbed, capsys):
+    before = snapshot(undisturbed)
+    state = train(undisturbed, pictures, resume="auto")
+    assert snapshot(undisturbed) == before
+    assert digest(state) == stored(undisturbed, 12)
+    assert "all 12 steps are done already" in capsys.readouterr().err
+
+
+def test_newest_checkpoint_damaged_goes_on_from_the_one_before(pictures, tmp_path, undisturbed, caplog):
+    run_dir = tmp_path / "run"
+    train(run_dir, pictures, steps=8)
+    largest = max((run_dir / "checkpoints" / "8").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    state = train(run_dir, pictures, resume="auto")
+    assert "checkpoint 8 is damaged" in caplog.text
+    assert digest(state) == stored(undisturbed, 12)
+    assert without_speed(lines(run_dir)) == without_speed(lines(undisturbed))
+    assert Checkpoints(run_dir).steps() == [4, 8, 12]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals and threads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["start", "training"])
+def test_sigterm_saves_and_exits_with_143(pictures, tmp_path, moment):
+    """At the start: as soon as the run folder is there, before the first step has been compiled."""
+    run_dir = tmp_path / "run"
+    loop = {"steps": 100_000, "resume": "auto", "checkpoint_every": 50_000, "sample_every": 50_000}
+    process = subprocess.Popen(command(run_dir, pictures, **loop), stderr=subprocess.PIPE, text=True)
+    wait_for(run_dir / {"start": "run.json", "training": "metrics.jsonl"}[moment], process)
+    time.sleep(0.3)
+    process.terminate()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == STOPPED, stderr
+    assert "Traceback" not in stderr
+    steps = Checkpoints(run_dir).steps()
+    if moment == "start" and not steps:  # it came before the first step was under way
+        assert "SIGTERM received before the first step" in stderr
+    else:
+        assert len(steps) == 1 and f"SIGTERM received: saved step {steps[0]} in {run_dir}" in stderr
+    end = sum(steps) // 4 * 4 + 8
+    state = train(run_dir, pictures, steps=end, resume="auto")
+    assert digest(state) == digest(train(tmp_path / "undisturbed", pictures, steps=end))
+    assert [line["step"] for line in lines(run_dir)] == list(range(4, end + 1, 4))
+
+
+def test_sigterm_to_a_library_call(pictures, tmp_path, undisturbed, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def callback(step, metrics):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        train(tmp_path / "run", pictures, callback=callback)
+    assert caught.value.code == STOPPED
+    assert signal.getsignal(signal.SIGTERM) is before
+    saved = Checkpoints(tmp_path / "run").steps()[-1]
+    assert f"SIGTERM received: saved step {saved}" in capsys.readouterr().err
+    assert digest(train(tmp_path / "run", pictures, resume="auto")) == stored(undisturbed, 12)
+
+
+def test_run_on_another_thread(pictures, tmp_path, undisturbed):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(digest(train(tmp_path / "run", pictures))))
+    thread.start()
+    thread.join()
+    assert results == [stored(undisturbed, 12)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Alarms
+
+
+def test_loss_that_is_not_finite_is_named_and_never_saved(pictures, tmp_path):
+    def train_step(state, batch, key, cfg, axis_name=None):
+        new, metrics = small_wgan.train_step(state["wgan"], batch, key, cfg, axis_name)
+        step = state["step"] + 1
+        poison = jax.numpy.where(step >= 7, np.nan, 0)
+        new = jax.tree.map(lambda x: x + poison.astype(x.dtype) if x.dtype == np.float32 else x, new)
+        return {"wgan": new, "step": step}, metrics | {"loss/gen": metrics["loss/gen"] + poison}
+
+    method = method_with(
+        init=lambda key, cfg: {"wgan": small_wgan.init(key, cfg), "step": jax.numpy.zeros((), np.int32)},
+        train_step=train_step,
+        generator=lambda state, cfg: state["wgan"]["gen"]["params"],
+    )
+    with pytest.raises(UserError, match="loss/gen became nan is not finite at step 7") as caught:
+        train(tmp_path / "run", pictures, method=method)
+    assert "last good checkpoint is step 4" in str(caught.value) and "loss/gen" in str(caught.value)
+    assert Checkpoints(tmp_path / "run").steps() == [4]
+    assert [line["step"] for line in lines(tmp_path / "run")] == [4]
+
+
+def test_state_that_is_not_finite_is_never_saved_though_the_losses_are(pictures, tmp_path):
+    def train_step(state, batch, key, cfg, axis_name=None):
+        new, metrics = small_wgan.train_step(state["wgan"], batch, key, cfg, axis_name)
+        average = jax.numpy.where(state["step"] >= 6, np.inf, 0)  # of no consequence to the losses
+        return {"wgan": new, "step": state["step"] + 1, "average": average}, metrics
+
+    method = method_with(
+        init=lambda key, cfg: {
+            "wgan": small_wgan.init(key, cfg),
+            "step": jax.numpy.zeros((), np.int32),
+            "average": jax.numpy.zeros(()),
+        },
+        train_step=train_step,
+        generator=lambda state, cfg: state["wgan"]["gen"]["params"],
+    )
+    with pytest.raises(UserError, match="the state is not finite at step 8; the last good checkpoint is step 4"):
+        train(tmp_path / "run", pictures, method=method)
+    assert Checkpoints(tmp_path / "run").steps() == [4]
+
+
+def test_first_of_the_metrics_that_are_not_finite_is_named(tmp_path):
+    metrics = {"a": np.array([1.0, 2.0, np.inf]), "b": np.array([1.0, np.nan, np.nan])}
+    with pytest.raises(UserError, match=r"b became nan.* step 12; no checkpoint was saved before"):
+        check_finite(metrics, 10, Checkpoints(tmp_path), tmp_path)
+    check_finite({"a": np.ones(3)}, 10, Checkpoints(tmp_path), tmp_path)
+
+
+def test_alarm_where_the_generator_has_collapsed(pictures, tmp_path, capsys):
+    def constant(params, z, cfg):
+        return 0 * small_wgan.sample(params, z, cfg) + 0.3
+
+    train(tmp_path / "run", pictures, method=method_with(sample=constant), steps=12, sample_every=4)
+    warnings = [line for line in lines(tmp_path / "run") if "warning" in line]
+    assert [line["step"] for line in warnings] == [4, 8, 12]
+    assert all("the generator has collapsed" in line["warning"] for line in warnings)
+    assert capsys.readouterr().err.count("the generator has collapsed") == 1  # said once
+
+
+@pytest.mark.parametrize("accuracy", [0.5, 1.0])
+def test_no_alarm_where_pictures_vary_and_the_discriminator_errs(pictures, tmp_path, capsys, accuracy):
+    def varied(params, z, cfg):
+        key = jax.random.key(0)
+        return jax.random.uniform(key, (len(z), 16, 16, 3), minval=-1) + 0 * small_wgan.sample(params, z, cfg)
+
+    def train_step(*args, **kwargs):
+        state, metrics = small_wgan.train_step(*args, **kwargs)
+        return state, metrics | {"accuracy/real": jax.numpy.full((), accuracy), "accuracy/fake": jax.numpy.ones(())}
+
+    train(tmp_path / "run", pictures, method=method_with(sample=varied, train_step=train_step), sample_every=6)
+    warnings = [line["warning"] for line in lines(tmp_path / "run") if "warning" in line]
+    assert len(warnings) == (2 if accuracy == 1 else 0)
+    assert ("tells every picture apart" in capsys.readouterr().err) == (accuracy == 1)
+
+
+@pytest.mark.slow
+def test_alarm_for_a_dcgan_whose_last_kernel_is_zero(pictures, tmp_path, capsys):
+    method = types.ModuleType("method")
+    vars(method).update({k: v for k, v in vars(dcgan).items() if not k.startswith("__")})
+    method.__file__ = dcgan.__file__
+
+    def init(key, cfg):
+        state = dcgan.init(key, cfg)
+        params = dict(state.gen.params) | {"double2": jax.tree.map(jax.numpy.zeros_like, state.gen.params["double2"])}
+        return state.replace(gen=state.gen.replace(params=params), ema=jax.tree.map(jax.numpy.copy, params))
+
+    method.init = init
+    cfg = dcgan.Config(16, width=4, latent_dim=8, generator_learning_rate=0.0)
+    train(tmp_path / "run", pictures, method=method, cfg=cfg, steps=2)
+    assert "warning at step 2" in capsys.readouterr().err
+    assert "has collapsed" in lines(tmp_path / "run")[-1]["warning"]
+
+
+def test_warnings_have_thresholds_and_say_what_to_try():
+    assert collapse_warning(1.0, 0.99) is None and collapse_warning(0.06, 0.9995) is None
+    assert "0.010" in collapse_warning(0.01, 0.5) and "--augment" in collapse_warning(0.01, 0.5)
+    assert "--instance-noise" in collapse_warning(1.0, 1.0)
+    assert diversity(np.ones((4, 2, 2, 1))) == 0
+    assert diversity(np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beginning with another run's weights
+
+
+def test_init_from_takes_the_weights_and_nothing_else(pictures, tmp_path, undisturbed):
+    before = snapshot(undisturbed)
+    first = train(tmp_path / "new", pictures, steps=1, init_from=undisturbed, cfg=WGAN_AT_REST)
+    old = ganstyle_jax.load(undisturbed).state
+    fresh = small_wgan.init(jax.random.key(0), small_wgan.Config(channels=3, latent_dim=4, width=8))
+    assert digest(first["gen"]["params"]) == digest(old["gen"]["params"])  # learning rate 0: as they were at step 0
+    assert farthest(first["critic"]["params"], old["critic"]["params"]) == 0
+    # RMSprop's mean of squares after one step is a tenth of its square; had the old one gone on, it could not have
+    # fallen below nine tenths.
+    means = (jax.tree.leaves(state["gen"]["opt_state"]) for state in (first, old))
+    assert all((np.asarray(a) < 0.9 * np.asarray(b)).mean() > 0.5 for a, b in zip(*means, strict=True))
+    assert jax.tree.structure(first) == jax.tree.structure(fresh)
+    assert [line["step"] for line in lines(tmp_path / "new")] == [1]
+    assert snapshot(undisturbed) == before
+
+
+WGAN_AT_REST = small_wgan.Config(latent_dim=4, width=8, learning_rate=0.0)
+
+
+@pytest.mark.slow
+def test_init_from_of_a_dcgan_starts_with_fresh_optimizers(pictures, tmp_path):
+    still = dcgan.Config(16, width=4, latent_dim=8, generator_learning_rate=0.0, discriminator_learning_rate=0.0)
+    old = train(tmp_path / "old", pictures, method=dcgan, cfg=DCGAN, steps=3)
+    new = train(tmp_path / "new", pictures, method=dcgan, cfg=still, steps=1, init_from=tmp_path / "old")
+    for name in ("gen", "disc"):
+        network = getattr(new, name)
+        assert digest(network.params) == digest(getattr(old, name).params)
+        (count,) = [x for x in jax.tree.leaves(network.opt_state) if x.dtype == np.int32]
+        assert int(count) == 1  # one update since; the old run's count was 3
+    assert int(new.step) == 1
+
+
+def test_init_from_another_network(pictures, tmp_path, undisturbed):
+    with pytest.raises(UserError, match="are those of another network than"):
+        train(tmp_path / "run", pictures, cfg=small_wgan.Config(latent_dim=4, width=9), init_from=undisturbed)
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals, which leave everything as it was
+
+
+REFUSALS = {
+    "holds a run": ({}, "already holds a run: choose another --run-dir, or --resume auto"),
+    "other settings": ({"resume": "auto", "batch_size": 16}, "holds another run: batch_size was 8 and is 16"),
+    "other seed": ({"resume": "auto", "seed": 5}, "holds another run: seed was 0 and is 5"),
+    "other config": ({"resume": "auto", "cfg": small_wgan.Config(width=9)}, "width was 8 and is 9"),
+    "other method": ({"resume": "auto", "method": dcgan, "cfg": DCGAN}, "method was 'method.py' and is 'dcgan'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refuses_to_mix_runs(name, pictures, undisturbed):
+    arguments, message = REFUSALS[name]
+    before = snapshot(undisturbed)
+    with pytest.raises(UserError) as caught:
+        train(undisturbed, pictures, **arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert snapshot(undisturbed) == before
+
+
+@pytest.mark.parametrize(
+    "loop, message",
+    [
+        ({"resume": "required"}, "holds no run to resume"),
+        ({"batch_size": 12, "devices": 8}, "--batch-size 12 cannot be divided among 8 devices"),
+        ({"devices": 9}, "--devices must be from 1 to the 8 that are here, got 9"),
+        ({"devices": 0}, "--devices must be from 1 to the 8 that are here, got 0"),
+        ({"init_from": Path("nowhere")}, "nowhere is not a run folder"),
+        ({"workers": 0}, "workers must be a number of threads from 1 up, got 0"),
+        ({"seed": 2**70}, "seed"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_refusals_leave_no_run_folder(pictures, tmp_path, loop, message):
+    with pytest.raises((UserError, ValueError)) as caught:
+        train(tmp_path / "run", pictures, **loop)
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlimited_set_cannot_live_on_the_device(tmp_path):
+    with pytest.raises(UserError, match="is unlimited and cannot live on the device"):
+        train(tmp_path / "run", "glyphs", data_on_device="yes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_method_without_a_function(pictures, tmp_path):
+    method = method_with()
+    del method.latents, method.sample
+    with pytest.raises(UserError, match="lacks latents, sample"):
+        train(tmp_path / "run", pictures, method=method)
+
+
+def test_out_of_memory_is_one_sentence(pictures, tmp_path, monkeypatch):
+    def advance(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+
+    monkeypatch.setattr("ganstyle_jax.train.make_advance", functools.partial(lambda *_: advance))
+    with pytest.raises(UserError, match="out of memory: lower --batch-size"):
+        train(tmp_path / "run", pictures)
