@@ -42,10 +42,10 @@ class Settings:
 
     kills: int = 30
     seed: int = 0  # decides the moments
-    steps: int = 3_000  # training steps of the run
-    checkpoint_every: int = 10  # steps between checkpoints
+    steps: int = 2_000  # training steps of the run
+    checkpoint_every: int = 5  # steps between checkpoints
     image_size: int = 16  # pixels
-    width: int = 8  # channels of the finest hidden layer
+    width: int = 16  # channels of the finest hidden layer
     batch_size: int = 16  # images in a step
     json: Path | None = Path("kills.json")  # file for the record; a bare name goes into experiments/results/
 

@@ -223,5 +223,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _quiet() -> None:
-    """Orbax tells of every save through absl's logger; warnings stay."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    """Orbax tells of every save through absl's logger, and of a failed one by a traceback beside the exception."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -59,18 +59,12 @@ class Convert:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepare:
+class Data:
     """Download a TensorFlow data set as ArrayRecord, for `--data tfds:NAME`. Needs a network and TensorFlow."""
 
+    action: tyro.conf.Positional[Literal["prepare"]]  # download and convert
     name: tyro.conf.Positional[str]  # such as mnist, cifar10, celeb_a
     data_dir: Path | None = None  # where to; by default where TFDS looks, ~/tensorflow_datasets
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Prepare data sets."""
-
-    command: Annotated[Prepare, tyro.conf.subcommand("prepare")]
 
 
 Command = (
@@ -238,8 +232,8 @@ def convert(command: Convert) -> None:
 def prepare(command: Data) -> None:
     from ganstyle_jax import data
 
-    folder = data.prepare(command.command.name, command.command.data_dir)
-    print(f"{command.command.name} is ready in {folder}: train with --data tfds:{command.command.name}")
+    folder = data.prepare(command.name, command.data_dir)
+    print(f"{command.name} is ready in {folder}: train with --data tfds:{command.name}")
 
 
 def cache_dir() -> Path:

@@ -112,7 +112,8 @@ def differences(old: dict, new: dict) -> list[str]:
 
     def essence(description: dict) -> dict:
         loop = {k: description["loop"].get(k) for k in ("batch_size", "seed")}
-        return {"method": description["method"], "data": description["data"]} | description["config"] | loop
+        data = Path(description["data"]).name  # of a path its last part: the same set may be reached by another one
+        return {"method": description["method"], "data": data} | description["config"] | loop
 
     a, b = essence(old), essence(json.loads(json.dumps(new)))
     return [f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]

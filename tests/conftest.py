@@ -33,7 +33,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def torch():
-    """PyTorch on one thread. Where it is missing, tests that need it are skipped, or fail if GANSTYLE_REQUIRE_DATA=1."""
+    """PyTorch on one thread. Where it is missing, tests that need it skip, or fail if GANSTYLE_REQUIRE_DATA=1."""
     try:
         import torch
     except ImportError:
@@ -67,6 +67,7 @@ def home(tmp_path_factory):
         patch.setenv("GANSTYLE_HOME", str(folder))
         compilation_cache.reset_cache()  # what was compiled before has settled that there is none
         cli.use_cache()
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         yield folder
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -110,12 +111,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compile():
-    """XLA with few optimisations, for what takes longer to compile than to run."""
+    """XLA with few optimisations in the whole of a file whose tests take longer to compile than to run."""
     import jax
 
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)

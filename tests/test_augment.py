@@ -9,6 +9,8 @@ from jax.test_util import check_grads
 
 from ganstyle_jax import augment
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEY = jax.random.key(7)
 FUNCTIONS = {"color": augment.color, "translation": augment.translation, "cutout": augment.cutout}
 ALL = "color,translation,cutout"
@@ -155,7 +157,7 @@ def test_a_policy_is_its_parts_in_turn_with_their_own_keys():
     assert augment.diff_augment(KEY, x, "") is x
 
 
-def test_devices_draw_what_one_would(quick_compile):
+def test_devices_draw_what_one_would():
     devices = jax.devices()[:8]
     x = pictures(16, 16, 16, 3)
 

@@ -94,21 +94,21 @@ def wgan(pictures, tmp_path_factory, home) -> Path:
 # Help
 
 
-def processor_seconds(*args: str) -> float:
-    """Of a process, best of five: the machine's other work counts for less than in seconds by the clock."""
-    best = np.inf
-    for _ in range(5):
+def takes_less_than(seconds: float, *args: str) -> bool:
+    """Whether one of three tries does, in the processor's time: the machine may have other work."""
+    for _ in range(3):
         child = subprocess.Popen([sys.executable, "-m", "ganstyle_jax", *args], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         assert child.returncode == 0
-        best = min(best, usage.ru_utime + usage.ru_stime)
-    return best
+        if usage.ru_utime + usage.ru_stime < seconds:
+            return True
+    return False
 
 
 def test_help_is_there_at_once():
-    assert processor_seconds("--help") < 0.5
-    assert processor_seconds("train", "dcgan", "--help") < 2
+    assert takes_less_than(0.5, "--help")
+    assert takes_less_than(2, "train", "dcgan", "--help")
 
 
 def test_help_does_not_import_jax():
@@ -182,23 +182,24 @@ def test_config_with_tuples_is_read_back(pictures, tmp_path):
     assert ganstyle_jax.load(tmp_path / "run").sample(jax.random.key(0), 2).shape == (2, 16, 16, 3)
 
 
-def test_dry_run_counts_and_writes_nothing(pictures, tmp_path, capsys):
+def test_dry_run_counts_and_writes_nothing(trained, pictures, tmp_path, capsys):
     run_dir = tmp_path / "run"
-    assert ganstyle("train", "dcgan", f"--data={pictures}", f"--run-dir={run_dir}", *TINY, "--dry-run") == 0
+    run = ["train", "dcgan", f"--data={pictures}", f"--run-dir={run_dir}", "--channels=1", "--steps=4", *TINY]
+    assert ganstyle(*run, "--generator-learning-rate=0.01", "--dry-run") == 0
     text = capsys.readouterr().out
-    state = dcgan.init(jax.random.key(0), dcgan.Config(16, channels=3, width=4, latent_dim=8))
+    state = dcgan.init(jax.random.key(0), dcgan.Config(16, channels=1, width=4, latent_dim=8))
     for name, network in (("gen", state.gen), ("disc", state.disc)):
         count = sum(leaf.size for leaf in jax.tree.leaves(network.params))
         assert f"parameters of {name}: {count:,}\n" in text
     settings = json.loads(text[: text.index("\n}") + 2])
-    assert settings["config"]["width"] == 4 and settings["config"]["channels"] == 3
+    assert settings["config"]["width"] == 4 and settings["config"]["channels"] == 1
     assert settings["loop"]["batch_size"] == 8 and settings["method"] == "dcgan" and settings["data"] == str(pictures)
     memory = re.search(r"memory of each device: ([\d,.]+) MiB", text)
     assert memory and 0 < float(memory[1].replace(",", "")) < 1000
-    flops = re.search(r"FLOPs of a step on each device: ([\d,.]+) ([MG])", text)
-    # Five passes of each network, forward and back, on 8 pictures: at least the generator's two convolutions.
-    least = 8 * 2 * 16 * (4 * 4 * 8 * 4 + 8 * 8 * 4 * 3) / (1e6 if flops and flops[2] == "M" else 1e9)
-    assert flops and least < float(flops[1].replace(",", "")) < 1000 * least
+    flops = re.search(r"FLOPs of a step on each device: ([\d,.]+) G", text)
+    # At least the generator's two convolutions on 8 pictures, forward, and 2 x 4 taps for each pixel.
+    least = 8 * 2 * 4 * (8 * 8 * 8 * 4 + 16 * 16 * 4 * 1) / 1e9
+    assert flops and least < float(flops[1].replace(",", "")) < 100 * least
     assert not run_dir.exists()
 
 
@@ -219,9 +220,11 @@ def test_finished_run_again(wgan, pictures, capsys):
 
 
 def test_deterministic_asks_xla_for_it(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
-    assert ganstyle(*WGAN, f"--data={pictures}", f"--run-dir={tmp_path / 'run'}", "--deterministic") == 0
-    assert os.environ["XLA_FLAGS"].endswith(" --xla_gpu_deterministic_ops=true")
+    monkeypatch.setenv("XLA_FLAGS", before := os.environ["XLA_FLAGS"])
+    # In time for the first use of a device: before the devices are counted, which ends this run.
+    message = refusal(capsys, *WGAN, f"--data={pictures}", f"--run-dir={tmp_path}", "--deterministic", "--devices=9")
+    assert "that are here" in message
+    assert os.environ["XLA_FLAGS"] == before + " --xla_gpu_deterministic_ops=true"
 
 
 def test_run_folder_by_default_has_the_methods_name(pictures, tmp_path, monkeypatch):
@@ -384,7 +387,7 @@ REFUSALS = {
     "indivisible": (["dcgan", "--data=glyphs", "--batch-size=12", "--devices=8"], "cannot be divided among 8 devices"),
     "too many devices": (["dcgan", "--data=glyphs", "--devices=9"], "--devices must be from 1 to the 8 that are here"),
     "nothing to resume": (["dcgan", "--data=glyphs", "--resume=required"], "holds no run to resume"),
-    "no run to begin with": (["dcgan", "--data=glyphs", "--init-from=gone", *TINY], "gone is not a run folder"),
+    "no run to begin with": ([small_wgan.__file__, "--data=glyphs", "--init-from=gone"], "gone is not a run folder"),
     "unlimited": (["dcgan", "--data=glyphs", "--data-on-device=yes", *TINY], "is unlimited and cannot live on"),
     "glyphs misspelt": (["dcgan", "--data=glyphs:gray2"], "glyphs"),
 }  # fmt: skip
@@ -496,25 +499,32 @@ def test_run_folder_that_cannot_be_made(pictures, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == ""
 
 
-@pytest.mark.parametrize("free_kib", [0, 8, 600])
-def test_full_disk_while_training(pictures, small_disk, free_kib):
-    """No room for run.json; for the first lines of the log; for a checkpoint."""
-    room = os.statvfs(small_disk)
-    (small_disk / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - free_kib * 1024))
-    run_dir = small_disk / "run"
-    result = process(
-        *WGAN, f"--data={pictures}", f"--run-dir={run_dir}", "--width=512", "--steps=100", "--log-every=1",
-        "--checkpoint-every=3",
-    )  # fmt: skip
-    assert result.returncode == 1, result.stderr
-    message = one_sentence(result.stderr)
-    assert "written" in message and str(small_disk) in message
-    assert Checkpoints(run_dir).steps() == []
-    assert free_kib < 600 or "the disk is full" in message
+def fill(disk: Path, free_kib: int) -> None:
+    room = os.statvfs(disk)
+    (disk / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - free_kib * 1024))
+
+
+@pytest.mark.parametrize("free_kib", [0, 20])
+def test_full_disk(pictures, small_disk, free_kib, capsys):
+    """No room for run.json; for the log."""
+    fill(small_disk, free_kib)
+    run = [*WGAN, f"--data={pictures}", f"--run-dir={small_disk / 'run'}", "--steps=300", "--log-every=1"]
+    message = refusal(capsys, *run)
+    assert "No space left" in message and str(small_disk / "run") in message
     # With room again, the same command goes on.
     (small_disk / "ballast").unlink()
-    if free_kib == 0:
-        assert ganstyle(*WGAN, f"--data={pictures}", f"--run-dir={run_dir}", "--resume=auto") == 0
+    assert ganstyle(*run, "--resume=auto", "--log-every=100") == 0
+
+
+@pytest.mark.slow
+def test_full_disk_at_a_checkpoint(pictures, small_disk):
+    fill(small_disk, 600)
+    run_dir = small_disk / "run"
+    result = process(*WGAN, f"--data={pictures}", f"--run-dir={run_dir}", "--width=512", "--checkpoint-every=3")
+    assert result.returncode == 1, result.stderr
+    message = one_sentence(result.stderr)
+    assert f"checkpoint 3 could not be written to {run_dir / 'checkpoints'} (the disk is full)" in message
+    assert Checkpoints(run_dir).steps() == [] and list((run_dir / "checkpoints").iterdir()) == []
 
 
 def test_loss_that_is_not_finite(pictures, tmp_path, capsys):

@@ -11,10 +11,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ganstyle_jax import convert, losses
 from ganstyle_jax.gan import dcgan
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TINY = dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4, ema_halflife_images=8.0)
 PARITY = dcgan.Config(image_size=32, channels=3, width=4, latent_dim=8, dtype="float64")
@@ -74,7 +77,7 @@ def floats(tree):
 
 
 @pytest.fixture(scope="module")
-def default():
+def default(quick_compile):
     """Three steps with the defaults."""
     return train(TINY, 3)
 
@@ -97,6 +100,14 @@ def reference(torch):
         return gen, disc
 
     return networks
+
+
+@pytest.fixture
+def full_compile(quick_compile):
+    """XLA with all optimisations, as in use."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def to_torch(torch, images):
@@ -158,7 +169,7 @@ def test_config_offers_the_losses_that_exist():
 def test_shapes_at_every_size(size, channels):
     cfg = dcgan.Config(size, channels=channels)
     state = jax.eval_shape(lambda key: dcgan.init(key, cfg), KEY)
-    z, images = jax.ShapeDtypeStruct((5, 100), jnp.float32), jax.ShapeDtypeStruct((5, size, size, channels), jnp.float32)
+    z, images = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((5, 100), (5, size, size, channels)))
     gen, disc = state.gen, state.disc
     fake, _ = jax.eval_shape(partial(dcgan.apply, dcgan.Generator(cfg)), gen.params, gen.batch_stats, z)
     logits, _ = jax.eval_shape(partial(dcgan.apply, dcgan.Discriminator(cfg)), disc.params, disc.batch_stats, images)
@@ -231,14 +242,15 @@ def test_weights_begin_as_the_paper_says(default):
 
 
 @pytest.mark.parametrize("convolution", ["cpu", "xla"])
-def test_outputs_match_pytorch_in_float32(torch, reference, convolution):
+def test_outputs_match_pytorch_in_float32(full_compile, torch, reference, convolution):
     """64 pixels, in training and in evaluation, with statistics that are not those of a new network."""
     cfg = dcgan.Config(64, channels=3, width=4, latent_dim=16, convolution=convolution)
     state = filled(cfg, 0.1, 0.5)
     gen, disc = reference(cfg, state)
     z, images = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32), pictures(0, 3, cfg)
-    for train in (True, False):
-        gen.train(train), disc.train(train)
+    for train in (False, True):  # in this order, because PyTorch's training mode moves its statistics
+        gen.train(train)
+        disc.train(train)
         run = jax.jit(lambda m, v, x, on=train: m.apply(v, x, on, mutable=["batch_stats"])[0], static_argnums=0)
         fake = run(dcgan.Generator(cfg), state.gen.variables, z)
         logits = run(dcgan.Discriminator(cfg), state.disc.variables, images)
@@ -276,7 +288,7 @@ def test_first_losses_match_pytorch_in_float32(torch, reference, default):
 
 
 @pytest.mark.parametrize("convolution", ["cpu", "xla"])
-def test_twenty_steps_match_pytorch_in_float64(x64, torch, reference, convolution):
+def test_twenty_steps_match_pytorch_in_float64(x64, full_compile, torch, reference, convolution):
     import torch_dcgan
 
     cfg = dataclasses.replace(PARITY, convolution=convolution)
@@ -296,7 +308,7 @@ def test_twenty_steps_match_pytorch_in_float64(x64, torch, reference, convolutio
     assert state.step == 20
 
 
-def test_the_usual_example_with_sigmoid_and_bce_is_the_same_training(x64, torch, reference):
+def test_the_usual_example_with_sigmoid_and_bce_is_the_same_training(x64, full_compile, torch, reference):
     """Its loop, spelled as it is commonly: labels 1 and 0, BCELoss of a Sigmoid, a backward pass for each half."""
     import torch_dcgan
 
@@ -419,7 +431,8 @@ def test_penalties_have_their_weights_and_their_images(default, option, weight):
 
     mix = jax.random.uniform(jax.random.fold_in(KEY, 3), (BATCH, 1, 1, 1))
     images = {"r1": real, "r2": fake, "gradient_penalty": mix * real + (1 - mix) * fake}[option]
-    gradient = jax.grad(lambda x: dcgan.apply(dcgan.Discriminator(TINY), disc.params, disc.batch_stats, x)[0].sum())(images)
+    critic = partial(dcgan.apply, dcgan.Discriminator(TINY), disc.params, disc.batch_stats)
+    gradient = jax.grad(lambda x: critic(x)[0].sum())(images)
     norms = np.linalg.norm(np.asarray(gradient).reshape(BATCH, -1), axis=1)
     expected = weight * np.mean((norms - 1) ** 2) if option == "gradient_penalty" else weight / 2 * np.mean(norms**2)
     assert expected > 1e-5
@@ -487,11 +500,8 @@ def test_clip_norm_bounds_gradients(default):
     """Adam hides how long its gradients are; its first mean is (1 - beta1) times the first gradient."""
 
     def first_means(cfg):
-        states, _ = train(cfg, 1)
-        return [
-            next(part.mu for part in jax.tree.leaves(n.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu"))
-            for n in (states[1].gen, states[1].disc)
-        ]
+        state = train(cfg, 1)[0][1]
+        return [optax.tree_utils.tree_get(network.opt_state, "mu") for network in (state.gen, state.disc)]
 
     free = first_means(TINY)
     limit = 0.5 * min(norm(mean) for mean in free) / (1 - TINY.beta1)  # between nothing and what there is
@@ -548,7 +558,8 @@ def test_standing_statistics_are_means_over_batches(torch, reference, default):
             module.reset_running_stats()
     with torch.no_grad():
         for i in range(16):
-            gen(torch.tensor(np.array(jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (64, TINY.latent_dim)))))
+            z = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (64, TINY.latent_dim))
+            gen(torch.tensor(np.array(z)))
     expected = gen.state_dict()
     ours = convert.generator_to_torch(variables, TINY)
     for name in (name for name in ours if "running" in name):

@@ -1,4 +1,4 @@
-"""The convolutions against their formula, XLA's and PyTorch's, to the second derivative; BatchNorm against PyTorch's."""
+"""Convolutions against their formula, XLA's and PyTorch's, to the second derivative; BatchNorm against PyTorch's."""
 
 import functools
 
@@ -10,6 +10,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ganstyle_jax import layers
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 # (b, h, w, c, d) of `halve`: (b, h, w, c) to (b, h/2, w/2, d). Odd channels, smallest and larger pictures, not square.
 SHAPES = [(1, 2, 2, 1, 1), (2, 4, 6, 3, 5), (3, 2, 32, 7, 4), (1, 32, 16, 5, 3)]
@@ -86,7 +88,7 @@ def test_convolutions_are_what_their_docstrings_say(x64, shape, platform):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_platforms_agree_to_the_second_derivative(x64, quick_compile, name, shape):
+def test_platforms_agree_to_the_second_derivative(x64, name, shape):
     arguments = operands(name, shape)
     ours, reference = (derivatives(OPERATIONS[name], platform)(*arguments) for platform in ("cpu", "xla"))
     assert_close(ours, reference, 1e-12)
@@ -94,10 +96,11 @@ def test_platforms_agree_to_the_second_derivative(x64, quick_compile, name, shap
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_convolutions_match_pytorch_to_the_second_derivative(x64, quick_compile, torch, name, shape):
+def test_convolutions_match_pytorch_to_the_second_derivative(x64, torch, name, shape):
     arguments = operands(name, shape)
     x, k, weight = (torch.tensor(np.array(a), dtype=torch.float64) for a in arguments)
-    x.requires_grad_(), k.requires_grad_()
+    x.requires_grad_()
+    k.requires_grad_()
     nchw = x.permute(0, 3, 1, 2)
     if name == "halve":
         y = torch.nn.functional.conv2d(nchw, k.permute(3, 2, 0, 1), stride=2, padding=1)
@@ -143,7 +146,7 @@ def test_double_is_the_transpose_of_halve(x64, shape, platform):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_convolutions_inside_loops(x64, quick_compile, name):
+def test_convolutions_inside_loops(x64, name):
     """Three steps down a gradient: by hand, in fori_loop and in scan, and the derivative through all of them."""
     operation, (x, k, weight) = OPERATIONS[name], operands(name, SHAPES[1])
 
@@ -167,7 +170,7 @@ def test_convolutions_inside_loops(x64, quick_compile, name):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_convolutions_under_vmap(x64, quick_compile, name):
+def test_convolutions_under_vmap(x64, name):
     """A batch of inputs and of kernels, to the second derivative."""
     many = [operands(name, SHAPES[1]), tuple(2 * a for a in operands(name, SHAPES[1]))]
     one = derivatives(OPERATIONS[name], "cpu")
@@ -211,7 +214,7 @@ def test_unknown_platforms_are_named(name):
 
 
 def batch_norm_step(module):
-    """Jitted (params, stats, x, weight) -> output, new statistics, gradients of sum(weight * output) by params and x."""
+    """Jitted (params, stats, x, weight) -> output, statistics, gradients of sum(weight * output) by params and x."""
 
     def forward(params, stats, x):
         return module.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
@@ -229,9 +232,8 @@ def test_batch_norm_matches_pytorch(x64, torch):
     module = layers.BatchNorm(jnp.float64, jnp.float64)
     params = {"scale": draw(0, 5), "bias": draw(1, 5)}
     stats = {"mean": jnp.zeros(5), "var": jnp.ones(5)}
-    theirs.load_state_dict(
-        {"weight": torch.tensor(np.array(params["scale"])), "bias": torch.tensor(np.array(params["bias"]))}, strict=False
-    )
+    weights = {"weight": torch.tensor(np.array(params["scale"])), "bias": torch.tensor(np.array(params["bias"]))}
+    theirs.load_state_dict(weights, strict=False)
     step = batch_norm_step(module)
     for i in range(5):
         x, weight = 3 * draw(10 + i, 2, 3, 4, 5) + i, draw(20 + i, 2, 3, 4, 5)
@@ -296,7 +298,8 @@ def test_batch_norm_survives_a_large_mean():
     variables = module.init(jax.random.key(0), x, train=True)
     output, new = module.apply(variables, x, train=True, mutable=["batch_stats"])
     # Near 10,000 float32 knows multiples of 1/1024: the mean is off by a few of them, and the variance by their square.
-    np.testing.assert_allclose(new["batch_stats"]["var"], np.var(np.asarray(x, np.float64), (0, 1, 2), ddof=1), rtol=1e-3)
+    expected = np.var(np.asarray(x, np.float64), (0, 1, 2), ddof=1)
+    np.testing.assert_allclose(new["batch_stats"]["var"], expected, rtol=1e-3)
     np.testing.assert_allclose(output.mean((0, 1, 2)), np.zeros(2), atol=1e-2)
 
 
@@ -331,9 +334,8 @@ def test_batch_norm_of_the_global_batch(x64):
     assert_close(step(params, stats, *sharded), expected, 1e-12)
 
     shards = [a.reshape(DEVICES, 2, *a.shape[1:]) for a in (x, weight)]
-    outputs, new, (by_params, by_x) = jax.pmap(batch_norm_step(parallel), axis_name="batch", in_axes=(None, None, 0, 0))(
-        params, stats, *shards
-    )
+    mapped = jax.pmap(batch_norm_step(parallel), axis_name="batch", in_axes=(None, None, 0, 0))
+    outputs, new, (by_params, by_x) = mapped(params, stats, *shards)
     assert_close((outputs.reshape(x.shape), by_x.reshape(x.shape)), (expected[0], expected[2][1]), 1e-12)
     assert_close(jax.tree.map(lambda a: a.sum(0), by_params), expected[2][0], 1e-12)  # each device has its part
     for device in range(DEVICES):

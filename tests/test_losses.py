@@ -18,7 +18,8 @@ logit = st.floats(-20, 20, width=32)
 
 
 # softplus(0) = 0.6931472, softplus(1) = 1.3132617, softplus(-1) = 0.3132617, softplus(2) = 2.1269280, softplus(-2) =
-# 0.1269280, softplus(-3) = 0.0485874, softplus(0.5) = 0.9740770, softplus(-0.5) = 0.4740770, softplus(-0.25) = 0.5759394
+# 0.1269280, softplus(-3) = 0.0485874, softplus(0.5) = 0.9740770, softplus(-0.5) = 0.4740770,
+# softplus(-0.25) = 0.5759394
 @pytest.mark.parametrize(
     "name, expected",
     [
@@ -97,7 +98,7 @@ def test_large_logits_give_the_linear_branches():
 @pytest.mark.parametrize("name", NAMES)
 @given(real=st.floats(-10, 0.9375, width=32), fake=st.floats(-0.9375, 10, width=32))
 def test_the_discriminator_pushes_real_logits_up_and_fake_ones_down(name, real, fake):
-    """Within the range where every loss asks for more: hinge is content beyond +-1, least squares wants exactly 1 and 0."""
+    """Within the range where every loss asks for more: hinge is content beyond +-1, least squares at 1 and 0."""
     fake = max(fake, 0.0625) if name == "least_squares" else fake
     by_real, by_fake = jax.grad(losses.DISCRIMINATOR[name], (0, 1))(jnp.float32(real), jnp.float32(fake))
     assert by_real < 0 < by_fake
@@ -162,7 +163,8 @@ def curved(weights, images):
 def test_r1_and_r2_of_a_linear_critic_are_its_squared_norm(penalty, scale, seed):
     weights = scale * normal(seed, SHAPE[1:])
     expected = np.full(len(normal(0)), np.sum(np.asarray(weights, np.float64) ** 2))
-    np.testing.assert_allclose(penalty(linear(weights), normal(seed + 1)), expected, rtol=1e-5, atol=1e-12)  # a sum of 30 float32 squares
+    # A sum of 30 float32 squares, which vanish where the weights are tiny.
+    np.testing.assert_allclose(penalty(linear(weights), normal(seed + 1)), expected, rtol=1e-5, atol=1e-12)
 
 
 @given(scale=st.floats(0.0625, 10, width=32), seed=st.integers(0, 9))

@@ -136,26 +136,34 @@ def test_callback_that_raises_ends_the_run_and_keeps_its_checkpoints(pictures, t
 # Devices, data, dispatches: the same numbers
 
 
-WAYS = [("jit", 8), ("pmap", 8), ("jit", 2)]
+
+
+@pytest.fixture
+def few_optimisations():
+    """XLA as it compiles fastest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("discriminator_steps", [1, 2])
-def test_dcgan_is_the_same_on_any_devices(pictures, tmp_path, discriminator_steps):
+@pytest.mark.usefixtures("few_optimisations")
+@pytest.mark.parametrize("discriminator_steps, ways", [(1, [("jit", 8), ("pmap", 8)]), (2, [("pmap", 8)])])
+def test_dcgan_is_the_same_on_any_devices(pictures, tmp_path, discriminator_steps, ways):
     cfg = dcgan.Config(16, width=4, latent_dim=8, dtype="float64", discriminator_steps=discriminator_steps)
     arguments = {"method": dcgan, "cfg": cfg, "steps": 10, "batch_size": 16}
     one = train(tmp_path / "one", pictures, devices=1, **arguments)
     assert one.gen.params["project"].dtype == np.float64
-    for parallel, devices in WAYS[: 4 - discriminator_steps]:
-        many = train(tmp_path / f"{parallel}{devices}", pictures, parallel=parallel, devices=devices, **arguments)
+    for parallel, devices in ways:
+        many = train(tmp_path / parallel, pictures, parallel=parallel, devices=devices, **arguments)
         # Sums over the batch are added up in another order; ten steps of Adam make more of it.
-        assert farthest(one, many) < 1e-10, (parallel, devices)
+        assert farthest(one, many) < 1e-10, parallel
 
 
 def test_small_wgan_is_the_same_on_any_devices(pictures, tmp_path):
     cfg = small_wgan.Config(latent_dim=4, width=8, dtype="float64")
     one = train(tmp_path / "one", pictures, cfg=cfg)
-    for parallel, devices in WAYS:
+    for parallel, devices in (("jit", 8), ("pmap", 8), ("jit", 2)):
         many = train(tmp_path / f"{parallel}{devices}", pictures, cfg=cfg, parallel=parallel, devices=devices)
         assert farthest(one, many) < 1e-10, (parallel, devices)
         for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / f"{parallel}{devices}"), strict=True):
@@ -166,14 +174,8 @@ def test_small_wgan_is_the_same_on_any_devices(pictures, tmp_path):
 def test_dcgan_does_not_depend_on_where_the_data_is_and_how_steps_are_sent(pictures, tmp_path):
     arguments = {"method": dcgan, "cfg": DCGAN, "steps": 7, "log_every": 7}
     expected = digest(train(tmp_path / "run", pictures, **arguments))
-    for name, loop in {
-        "streamed": {"data_on_device": "no"},
-        "single": {"steps_per_dispatch": 1},
-        "threes": {"steps_per_dispatch": 3},
-        "streamed threes": {"data_on_device": "no", "steps_per_dispatch": 3, "workers": 3},
-    }.items():
-        assert digest(train(tmp_path / name, pictures, **arguments, **loop)) == expected, name
-    assert digest(train(tmp_path / "other", pictures, **arguments, seed=1)) != expected
+    for loop in ({"steps_per_dispatch": 1}, {"data_on_device": "no", "steps_per_dispatch": 3, "workers": 3}):
+        assert digest(train(tmp_path / str(loop), pictures, **arguments, **loop)) == expected, loop
 
 
 def test_small_wgan_does_not_depend_on_where_the_data_is_and_how_steps_are_sent(pictures, tmp_path, undisturbed):
@@ -270,26 +272,27 @@ def test_loop_refuses_what_is_below_one(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 8])
-def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(pictures, tmp_path, devices):
+@pytest.mark.parametrize("devices, kills", [(1, 2), (8, 1)])
+def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(pictures, tmp_path, devices, kills):
     """Kills of a process and its resumption, at moments of the training and of the writing of checkpoints."""
     rng = np.random.default_rng(devices)
-    loop = {"steps": 400, "log_every": 5, "checkpoint_every": 5, "sample_every": 200, "devices": devices}
+    loop = {"steps": 200, "log_every": 5, "checkpoint_every": 5, "sample_every": 200, "devices": devices}
     expected = train(tmp_path / "expected", pictures, **loop)
     run_dir = tmp_path / "killed"
     moments = []
-    for attempt in range(2):
+    for attempt in range(kills):
         reached = Checkpoints(run_dir).steps()[-1:] or [0]
         process = subprocess.Popen(command(run_dir, pictures, resume="auto", **loop), stderr=subprocess.DEVNULL)
         wait_for(run_dir / "metrics.jsonl", process)
         wait_for(run_dir / f"checkpoints/{reached[0] + 5 * (attempt + 1)}", process)
-        moments.append(float(rng.uniform(0, 0.5)))
+        moments.append(float(rng.uniform(0, 0.3)))
         time.sleep(moments[-1])
         process.kill()
         process.wait()
     at = Checkpoints(run_dir).steps()
+    assert at and at[-1] < 200, (moments, at)
     state = train(run_dir, pictures, resume="auto", **loop)
-    assert digest(state) == digest(expected) == stored(run_dir, 400), (moments, at)
+    assert digest(state) == digest(expected) == stored(run_dir, 200), (moments, at)
     assert without_speed(lines(run_dir)) == without_speed(lines(tmp_path / "expected")), (moments, at)
     leftovers = [p.name for p in (run_dir / "checkpoints").iterdir() if not p.name.split(".")[0].isdigit()]
     assert not leftovers and len(list((run_dir / "checkpoints").iterdir())) == 6, (moments, at)
@@ -350,7 +353,7 @@ def test_newest_checkpoint_damaged_goes_on_from_the_one_before(pictures, tmp_pat
 def test_sigterm_saves_and_exits_with_143(pictures, tmp_path, moment):
     """At the start: as soon as the run folder is there, before the first step has been compiled."""
     run_dir = tmp_path / "run"
-    loop = {"steps": 100_000, "resume": "auto", "checkpoint_every": 50_000, "sample_every": 50_000}
+    loop = {"steps": 100_000, "resume": "auto", "checkpoint_every": 100_000, "sample_every": 100_000}
     process = subprocess.Popen(command(run_dir, pictures, **loop), stderr=subprocess.PIPE, text=True)
     wait_for(run_dir / {"start": "run.json", "training": "metrics.jsonl"}[moment], process)
     time.sleep(0.3)
@@ -437,6 +440,13 @@ def test_state_that_is_not_finite_is_never_saved_though_the_losses_are(pictures,
     assert Checkpoints(tmp_path / "run").steps() == [4]
 
 
+def test_sample_that_is_not_finite_though_the_state_is(pictures, tmp_path):
+    method = method_with(sample=lambda params, z, cfg: small_wgan.sample(params, z, cfg) * np.nan)
+    vars(method)["train_step"] = small_wgan.train_step  # which has its own `sample`
+    with pytest.raises(UserError, match="a sample is not finite at step 6; the last good checkpoint is step 4"):
+        train(tmp_path / "run", pictures, method=method, sample_every=6)
+
+
 def test_first_of_the_metrics_that_are_not_finite_is_named(tmp_path):
     metrics = {"a": np.array([1.0, 2.0, np.inf]), "b": np.array([1.0, np.nan, np.nan])}
     with pytest.raises(UserError, match=r"b became nan.* step 12; no checkpoint was saved before"):
@@ -471,24 +481,6 @@ def test_no_alarm_where_pictures_vary_and_the_discriminator_errs(pictures, tmp_p
     assert ("tells every picture apart" in capsys.readouterr().err) == (accuracy == 1)
 
 
-@pytest.mark.slow
-def test_alarm_for_a_dcgan_whose_last_kernel_is_zero(pictures, tmp_path, capsys):
-    method = types.ModuleType("method")
-    vars(method).update({k: v for k, v in vars(dcgan).items() if not k.startswith("__")})
-    method.__file__ = dcgan.__file__
-
-    def init(key, cfg):
-        state = dcgan.init(key, cfg)
-        params = dict(state.gen.params) | {"double2": jax.tree.map(jax.numpy.zeros_like, state.gen.params["double2"])}
-        return state.replace(gen=state.gen.replace(params=params), ema=jax.tree.map(jax.numpy.copy, params))
-
-    method.init = init
-    cfg = dcgan.Config(16, width=4, latent_dim=8, generator_learning_rate=0.0)
-    train(tmp_path / "run", pictures, method=method, cfg=cfg, steps=2)
-    assert "warning at step 2" in capsys.readouterr().err
-    assert "has collapsed" in lines(tmp_path / "run")[-1]["warning"]
-
-
 def test_warnings_have_thresholds_and_say_what_to_try():
     assert collapse_warning(1.0, 0.99) is None and collapse_warning(0.06, 0.9995) is None
     assert "0.010" in collapse_warning(0.01, 0.5) and "--augment" in collapse_warning(0.01, 0.5)
@@ -518,19 +510,6 @@ def test_init_from_takes_the_weights_and_nothing_else(pictures, tmp_path, undist
 
 
 WGAN_AT_REST = small_wgan.Config(latent_dim=4, width=8, learning_rate=0.0)
-
-
-@pytest.mark.slow
-def test_init_from_of_a_dcgan_starts_with_fresh_optimizers(pictures, tmp_path):
-    still = dcgan.Config(16, width=4, latent_dim=8, generator_learning_rate=0.0, discriminator_learning_rate=0.0)
-    old = train(tmp_path / "old", pictures, method=dcgan, cfg=DCGAN, steps=3)
-    new = train(tmp_path / "new", pictures, method=dcgan, cfg=still, steps=1, init_from=tmp_path / "old")
-    for name in ("gen", "disc"):
-        network = getattr(new, name)
-        assert digest(network.params) == digest(getattr(old, name).params)
-        (count,) = [x for x in jax.tree.leaves(network.opt_state) if x.dtype == np.int32]
-        assert int(count) == 1  # one update since; the old run's count was 3
-    assert int(new.step) == 1
 
 
 def test_init_from_another_network(pictures, tmp_path, undisturbed):
