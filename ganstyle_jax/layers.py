@@ -95,8 +95,8 @@ def _fast_double(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _fast_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
-    """k[p, q] = sum over b, i, j of x[2i + p - 1, 2j + q - 1] y[i, j]^T, (b, h, w, c), (b, h/2, w/2, d) -> (4, 4, c, d)."""
-    b, h, w, c = x.shape
+    """(b, h, w, c), (b, h/2, w/2, d) -> (4, 4, c, d): k[p, q] sums x[2i + p - 1, 2j + q - 1] y[i, j]^T over b, i, j."""
+    _, h, w, c = x.shape
     d = y.shape[-1]
     if c < 16:  # pictures: matrices of a few columns are slow, cells have four times as many
         cells = _cells(x)

@@ -229,7 +229,10 @@ def _train(
             if step % loop.sample_every == 0 or step == loop.steps:
                 grid = draw_grid(state, grid_latents)
                 settle()
-                journal.samples(step, np.asarray(grid, np.float32))
+                grid = np.asarray(grid, np.float32)
+                if not np.isfinite(grid).all():
+                    raise UserError(not_finite("a sample", step, checkpoints, run_dir))
+                journal.samples(step, grid)
             if step % loop.checkpoint_every == 0 or step == loop.steps or stop.received:
                 settle()
                 save()
@@ -439,7 +442,7 @@ class Journal:
         self.last = self.window_start
         self.first = True
         self.accuracy = 0.0
-        self.alarms: set[str] = set()
+        self.alarmed = False
         self.metrics = run_dir / "metrics.jsonl"
         self.tensorboard = None
 
@@ -501,13 +504,17 @@ class Journal:
         """Saves the grid and looks for collapse."""
         image_files.save_grid(self.run_dir / "samples" / f"{step:06d}.png", pictures)
         self._writer().add_image("samples", image_files.to_uint8(image_files.grid(pictures)), step, dataformats="HWC")
-        warning = collapse_warning(diversity(pictures) / max(self.real_diversity, 1e-6), self.accuracy)
+        relative_diversity = diversity(pictures) / max(self.real_diversity, 1e-6)
+        line: dict[str, Any] = {"step": step, "diversity": round(relative_diversity, 4)}
+        self._writer().add_scalar("diversity", relative_diversity, step)
+        warning = collapse_warning(relative_diversity, self.accuracy)
         if warning is not None:
-            with open(self.metrics, "a") as file:
-                file.write(json.dumps({"step": step, "warning": warning}) + "\n")
-            if warning not in self.alarms:
-                self.alarms.add(warning)
+            line["warning"] = warning
+            if not self.alarmed:
                 self.bar.write(f"warning at step {step}: {warning}", file=sys.stderr)
+        self.alarmed = warning is not None  # said again only after it was over
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _writer(self):
         if self.tensorboard is None:
@@ -526,18 +533,15 @@ def collapse_warning(relative_diversity: float, accuracy: float) -> str | None:
     """What looks like collapse, in words, or None.
 
     relative_diversity: of a grid of samples, over that of real images; 1 when all is well. accuracy: the lower of the
-    discriminator's on real and on generated images, since the last line of the log.
+    discriminator's on real and on generated images, since the last line of the log. Alone it says little: on MNIST
+    it reaches 1 for hundreds of steps while the digits go on getting better. It counts where the pictures are also
+    alike, for then the discriminator knows them by what they share.
     """
-    if relative_diversity < 0.05:
+    if relative_diversity < 0.1 or (relative_diversity < 0.4 and accuracy > 0.99):
         return (
-            f"the samples are nearly the same picture (diversity {relative_diversity:.3f} of the data's): the "
-            "generator has collapsed. Go back to an earlier checkpoint, or try --augment color,translation, --r1 1 or a lower "
-            "--generator-learning-rate"
-        )
-    if accuracy > 0.9995:
-        return (
-            f"the discriminator tells every picture apart (accuracy {accuracy:.4f}) and has little left to teach. "
-            "Try --instance-noise 0.1, --r1 1 or a lower --discriminator-learning-rate"
+            f"the samples are too much alike (diversity {relative_diversity:.3f} of the data's, discriminator's "
+            f"accuracy {accuracy:.3f}): the generator has collapsed. Go back to an earlier checkpoint, or try "
+            "--augment color,translation, --instance-noise 0.1, --r1 1, or a lower --generator-learning-rate"
         )
     return None
 

@@ -466,7 +466,7 @@ def test_alarm_where_the_generator_has_collapsed(pictures, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("accuracy", [0.5, 1.0])
-def test_no_alarm_where_pictures_vary_and_the_discriminator_errs(pictures, tmp_path, capsys, accuracy):
+def test_no_alarm_where_pictures_vary_however_good_the_discriminator(pictures, tmp_path, capsys, accuracy):
     def varied(params, z, cfg):
         key = jax.random.key(0)
         return jax.random.uniform(key, (len(z), 16, 16, 3), minval=-1) + 0 * small_wgan.sample(params, z, cfg)
@@ -476,15 +476,14 @@ def test_no_alarm_where_pictures_vary_and_the_discriminator_errs(pictures, tmp_p
         return state, metrics | {"accuracy/real": jax.numpy.full((), accuracy), "accuracy/fake": jax.numpy.ones(())}
 
     train(tmp_path / "run", pictures, method=method_with(sample=varied, train_step=train_step), sample_every=6)
-    warnings = [line["warning"] for line in lines(tmp_path / "run") if "warning" in line]
-    assert len(warnings) == (2 if accuracy == 1 else 0)
-    assert ("tells every picture apart" in capsys.readouterr().err) == (accuracy == 1)
+    assert not [line["warning"] for line in lines(tmp_path / "run") if "warning" in line]
+    assert "collapsed" not in capsys.readouterr().err
 
 
 def test_warnings_have_thresholds_and_say_what_to_try():
-    assert collapse_warning(1.0, 0.99) is None and collapse_warning(0.06, 0.9995) is None
-    assert "0.010" in collapse_warning(0.01, 0.5) and "--augment" in collapse_warning(0.01, 0.5)
-    assert "--instance-noise" in collapse_warning(1.0, 1.0)
+    assert collapse_warning(0.11, 0.99) is None and collapse_warning(0.41, 1.0) is None
+    assert "0.099" in collapse_warning(0.099, 0.5) and "--augment" in collapse_warning(0.099, 0.5)
+    assert "--instance-noise" in collapse_warning(0.39, 0.991)
     assert diversity(np.ones((4, 2, 2, 1))) == 0
     assert diversity(np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)) == 1
 
