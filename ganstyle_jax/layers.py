@@ -84,14 +84,16 @@ def _fast_halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _fast_double(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`_double` without dilation: the four pixels of each cell at once, k[2u + r, 2v + s] bringing x[i - u, j - v]."""
     c, d = kernel.shape[2:]
-    kernel = kernel.reshape(2, 2, 2, 2, c, d).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * d)
+    kernel = kernel.reshape(2, 2, 2, 2, c, d)  # (u, r, v, s, c, d)
     if x.shape[1] > 4:
+        kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * d)
         pads = ((1, 1), (1, 1))
         return _pixels(lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), pads, dimension_numbers=_NHWC))
-    parts = [
-        jnp.pad(x @ kernel[u, v], ((0, 0), (u, 1 - u), (v, 1 - v), (0, 0))) for u in (0, 1) for v in (0, 1)
-    ]  # one matrix product each
-    return _pixels(sum(parts[1:], parts[0]))
+    # Small pictures: one matrix product, and the four (u, v) shifted and added.
+    parts = x @ kernel.transpose(4, 0, 2, 1, 3, 5).reshape(c, 16 * d)
+    parts = parts.reshape(*x.shape[:3], 2, 2, 4 * d)
+    shifted = [jnp.pad(parts[:, :, :, u, v], ((0, 0), (u, 1 - u), (v, 1 - v), (0, 0))) for u in (0, 1) for v in (0, 1)]
+    return _pixels(sum(shifted[1:], shifted[0]))
 
 
 def _fast_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:

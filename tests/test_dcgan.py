@@ -287,6 +287,7 @@ def test_first_losses_match_pytorch_in_float32(torch, reference, default):
         assert ours["accuracy/fake"] == (fake_logits <= 0).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convolution", ["cpu", "xla"])
 def test_twenty_steps_match_pytorch_in_float64(x64, full_compile, torch, reference, convolution):
     import torch_dcgan

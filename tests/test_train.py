@@ -48,6 +48,11 @@ def lines(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def logged(run_dir: Path) -> list[dict]:
+    """The lines of the log's interval, without those of the sample grids."""
+    return [line for line in lines(run_dir) if "images_per_second" in line]
+
+
 def without_speed(metrics: list[dict]) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in metrics]
 
@@ -106,7 +111,7 @@ def test_library_call_with_callback(pictures, tmp_path):
     seen = []
     state = train(tmp_path / "run", pictures, callback=lambda step, metrics: seen.append((step, metrics)))
     assert [step for step, _ in seen] == [4, 8, 12]
-    assert [metrics for _, metrics in seen] == lines(tmp_path / "run")
+    assert [metrics for _, metrics in seen] == logged(tmp_path / "run")
     assert {"step", "loss/critic", "loss/gen", "images_per_second"} == set(seen[0][1])
     assert digest(state) == stored(tmp_path / "run", 12)
     clip = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(state["critic"]["params"]))
@@ -166,7 +171,7 @@ def test_small_wgan_is_the_same_on_any_devices(pictures, tmp_path):
     for parallel, devices in (("jit", 8), ("pmap", 8), ("jit", 2)):
         many = train(tmp_path / f"{parallel}{devices}", pictures, cfg=cfg, parallel=parallel, devices=devices)
         assert farthest(one, many) < 1e-10, (parallel, devices)
-        for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / f"{parallel}{devices}"), strict=True):
+        for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / f"{parallel}{devices}"), strict=True):
             np.testing.assert_allclose(a["loss/critic"], b["loss/critic"], rtol=0, atol=1e-10)
 
 
@@ -205,7 +210,7 @@ def test_fewer_pictures_than_a_batch(tmp_path):
 
 def test_intervals(pictures, tmp_path):
     train(tmp_path / "run", pictures, steps=13, log_every=4, sample_every=6, checkpoint_every=5)
-    assert [line["step"] for line in lines(tmp_path / "run")] == [4, 8, 12, 13]
+    assert [line["step"] for line in logged(tmp_path / "run")] == [4, 8, 12, 13]
     assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == [f"{n:06d}.png" for n in (6, 12, 13)]
     assert Checkpoints(tmp_path / "run").steps() == [5, 10, 13]
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
@@ -220,9 +225,9 @@ def test_keeps_the_newest_and_every_so_many(pictures, tmp_path):
 
 def test_logged_metrics_are_means_since_the_last_line(pictures, tmp_path, undisturbed):
     train(tmp_path / "each", pictures, log_every=1)
-    each = [line["loss/critic"] for line in lines(tmp_path / "each")]
+    each = [line["loss/critic"] for line in logged(tmp_path / "each")]
     expected = np.mean(np.reshape(each, (3, 4)), axis=1)
-    np.testing.assert_allclose([line["loss/critic"] for line in lines(undisturbed)], expected, rtol=1e-12)
+    np.testing.assert_allclose([line["loss/critic"] for line in logged(undisturbed)], expected, rtol=1e-12)
 
 
 def test_sample_grids_show_the_same_latents_every_time(pictures, tmp_path):
@@ -369,7 +374,7 @@ def test_sigterm_saves_and_exits_with_143(pictures, tmp_path, moment):
     end = sum(steps) // 4 * 4 + 8
     state = train(run_dir, pictures, steps=end, resume="auto")
     assert digest(state) == digest(train(tmp_path / "undisturbed", pictures, steps=end))
-    assert [line["step"] for line in lines(run_dir)] == list(range(4, end + 1, 4))
+    assert [line["step"] for line in logged(run_dir)] == list(range(4, end + 1, 4))
 
 
 def test_sigterm_to_a_library_call(pictures, tmp_path, undisturbed, capsys):
@@ -417,7 +422,7 @@ def test_loss_that_is_not_finite_is_named_and_never_saved(pictures, tmp_path):
         train(tmp_path / "run", pictures, method=method)
     assert "last good checkpoint is step 4" in str(caught.value) and "loss/gen" in str(caught.value)
     assert Checkpoints(tmp_path / "run").steps() == [4]
-    assert [line["step"] for line in lines(tmp_path / "run")] == [4]
+    assert [line["step"] for line in logged(tmp_path / "run")] == [4]
 
 
 def test_state_that_is_not_finite_is_never_saved_though_the_losses_are(pictures, tmp_path):
@@ -454,36 +459,44 @@ def test_first_of_the_metrics_that_are_not_finite_is_named(tmp_path):
     check_finite({"a": np.ones(3)}, 10, Checkpoints(tmp_path), tmp_path)
 
 
-def test_alarm_where_the_generator_has_collapsed(pictures, tmp_path, capsys):
-    def constant(params, z, cfg):
-        return 0 * small_wgan.sample(params, z, cfg) + 0.3
+def alike(difference: float):
+    """A `sample` whose pictures differ by `difference` times uniform noise."""
 
-    train(tmp_path / "run", pictures, method=method_with(sample=constant), steps=12, sample_every=4)
-    warnings = [line for line in lines(tmp_path / "run") if "warning" in line]
-    assert [line["step"] for line in warnings] == [4, 8, 12]
-    assert all("the generator has collapsed" in line["warning"] for line in warnings)
-    assert capsys.readouterr().err.count("the generator has collapsed") == 1  # said once
+    def sample(params, z, cfg):
+        noise = jax.random.uniform(jax.random.key(0), (len(z), 16, 16, 3), minval=-1)
+        return difference * noise + 0 * small_wgan.sample(params, z, cfg)
+
+    return sample
 
 
-@pytest.mark.parametrize("accuracy", [0.5, 1.0])
-def test_no_alarm_where_pictures_vary_however_good_the_discriminator(pictures, tmp_path, capsys, accuracy):
-    def varied(params, z, cfg):
-        key = jax.random.key(0)
-        return jax.random.uniform(key, (len(z), 16, 16, 3), minval=-1) + 0 * small_wgan.sample(params, z, cfg)
+def with_accuracy(accuracy: float):
+    """A `train_step` that tells of a discriminator's accuracy."""
 
     def train_step(*args, **kwargs):
         state, metrics = small_wgan.train_step(*args, **kwargs)
         return state, metrics | {"accuracy/real": jax.numpy.full((), accuracy), "accuracy/fake": jax.numpy.ones(())}
 
-    train(tmp_path / "run", pictures, method=method_with(sample=varied, train_step=train_step), sample_every=6)
-    assert not [line["warning"] for line in lines(tmp_path / "run") if "warning" in line]
-    assert "collapsed" not in capsys.readouterr().err
+    return train_step
 
 
-def test_warnings_have_thresholds_and_say_what_to_try():
-    assert collapse_warning(0.11, 0.99) is None and collapse_warning(0.41, 1.0) is None
-    assert "0.099" in collapse_warning(0.099, 0.5) and "--augment" in collapse_warning(0.099, 0.5)
-    assert "--instance-noise" in collapse_warning(0.39, 0.991)
+@pytest.mark.parametrize(
+    "difference, accuracy, alarm", [(0, 0.5, True), (1, 1, False), (0.2, 1, True), (0.2, 0.9, False)]
+)
+def test_alarm_where_the_generator_has_collapsed(pictures, tmp_path, capsys, difference, accuracy, alarm):
+    method = method_with(sample=alike(difference), train_step=with_accuracy(accuracy))
+    train(tmp_path / "run", pictures, method=method, sample_every=4)
+    warnings = [line for line in lines(tmp_path / "run") if "warning" in line]
+    assert [line["step"] for line in warnings] == ([4, 8, 12] if alarm else [])
+    assert all("the generator has collapsed" in line["warning"] for line in warnings)
+    error = capsys.readouterr().err
+    assert error.count("the generator has collapsed") == alarm  # said once
+    assert ("warning at step 4" in error) == alarm
+
+
+def test_alarm_says_what_to_try_and_diversity_what_it_means():
+    assert collapse_warning(1.0, 1.0) is None and collapse_warning(0.11, 0.99) is None
+    assert "0.010" in str(collapse_warning(0.01, 0.5)) and "--augment" in str(collapse_warning(0.01, 0.5))
+    assert "1.000" in str(collapse_warning(0.39, 1.0))
     assert diversity(np.ones((4, 2, 2, 1))) == 0
     assert diversity(np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)) == 1
 
@@ -504,7 +517,7 @@ def test_init_from_takes_the_weights_and_nothing_else(pictures, tmp_path, undist
     means = (jax.tree.leaves(state["gen"]["opt_state"]) for state in (first, old))
     assert all((np.asarray(a) < 0.9 * np.asarray(b)).mean() > 0.5 for a, b in zip(*means, strict=True))
     assert jax.tree.structure(first) == jax.tree.structure(fresh)
-    assert [line["step"] for line in lines(tmp_path / "new")] == [1]
+    assert [line["step"] for line in logged(tmp_path / "new")] == [1]
     assert snapshot(undisturbed) == before
 
 
