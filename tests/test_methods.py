@@ -18,7 +18,7 @@ DCGAN = dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4)
 TINY_METHODS = [
     pytest.param(dcgan, DCGAN, id="dcgan"),
 ]
-# And one line here: whatever a method draws or averages over the batch, all at once, as it could differ on many devices.
+# And one line here: all at once that a method draws or averages over the batch, and could do otherwise on many devices.
 ALL_AT_ONCE = [
     pytest.param(
         dcgan,
