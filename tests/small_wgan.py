@@ -1,6 +1,6 @@
 """A small Wasserstein GAN of two perceptrons (Arjovsky et al. 2017, arXiv:1701.07875), written outside the package.
 
-    ganstyle train small_wgan.py --data glyphs
+Try `ganstyle train tests/small_wgan.py --data glyphs`.
 """
 
 import dataclasses

@@ -141,8 +141,6 @@ def test_callback_that_raises_ends_the_run_and_keeps_its_checkpoints(pictures, t
 # Devices, data, dispatches: the same numbers
 
 
-
-
 @pytest.fixture
 def few_optimisations():
     """XLA as it compiles fastest."""
@@ -312,8 +310,10 @@ def test_resumed_run_is_the_same_bit_for_bit(pictures, tmp_path, undisturbed):
     assert without_speed(lines(run_dir)) == without_speed(lines(undisturbed))
 
 
-@pytest.mark.parametrize("first, then", [(("jit", 8), ("jit", 1)), (("jit", 1), ("jit", 8)), (("pmap", 8), ("jit", 2)),
-                                         (("jit", 2), ("pmap", 8))])
+@pytest.mark.parametrize(
+    "first, then",
+    [(("jit", 8), ("jit", 1)), (("jit", 1), ("jit", 8)), (("pmap", 8), ("jit", 2)), (("jit", 2), ("pmap", 8))],
+)
 def test_resuming_on_other_devices(pictures, tmp_path, first, then):
     cfg = small_wgan.Config(latent_dim=4, width=8, dtype="float64")
     expected = train(tmp_path / "expected", pictures, cfg=cfg)
