@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class Checkpoints:
         self.folder = Path(run_dir).absolute() / "checkpoints"  # Orbax wants an absolute path
         self.keep, self.keep_every = keep, keep_every
         self._writer = None
-        self._writing: int | None = None
+        self._finishing: threading.Thread | None = None
+        self._failed: tuple[int, Exception] | None = None
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, damaged or not, rising."""
@@ -54,21 +56,30 @@ class Checkpoints:
             self._writer.save(target, args=ocp.args.StandardSave(state), force=True)
         except (OSError, ValueError) as error:
             self._fail(step, error)
-        self._writing = step
+        # The sums follow as soon as Orbax is done: a checkpoint must not have to wait for the next one to count.
+        self._finishing = threading.Thread(target=self._finish, args=(step,), name="checkpoint")
+        self._finishing.start()
 
-    def wait(self) -> None:
-        """Until what `save` began is on disk with its sums; then deletes what is no longer kept."""
-        if self._writer is None or self._writing is None:
-            return
-        step, self._writing = self._writing, None
+    def _finish(self, step: int) -> None:
+        """Waits for the files, writes their sums, and deletes what is no longer kept."""
+        assert self._writer is not None
         try:
             self._writer.wait_until_finished()
             sums = {name: _sha256(self.folder / str(step) / name) for name in _files(self.folder / str(step))}
             with atomic_path(self._sums(step)) as path:
                 path.write_text(json.dumps(sums, indent=1))
+            self._delete_old()
         except (OSError, ValueError) as error:
+            self._failed = step, error
+
+    def wait(self) -> None:
+        """Until what `save` began is on disk with its sums; UserError if it could not be written."""
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        if self._failed is not None:
+            (step, error), self._failed = self._failed, None
             self._fail(step, error)
-        self._delete_old()
 
     def restore(self, abstract_state: Any, only: int | None = None) -> tuple[int, Any] | None:
         """(step, state) of the newest sound checkpoint, or of step `only`; None without one.
@@ -155,7 +166,6 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def _fail(self, step: int, error: Exception):
-        self._writing = None
         if self.folder.is_dir():
             self._delete_unfinished()
         last = self.steps()[-1:]

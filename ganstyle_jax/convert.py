@@ -69,10 +69,10 @@ def import_files(paths: list[Path], out: Path) -> str:
     cfg = dataclasses.replace(found["generator"][1], batch_norm="running")
     fresh = dcgan.init(jax.random.key(0), cfg)
     gen = generator_from_torch(found["generator"][0], cfg)
-    state = fresh.replace(gen=fresh.gen.replace(**gen), ema=gen["params"])
+    state = dataclasses.replace(fresh, gen=dataclasses.replace(fresh.gen, **gen), ema=gen["params"])
     if "discriminator" in found:
         disc = discriminator_from_torch(found["discriminator"][0], cfg)
-        state = state.replace(disc=fresh.disc.replace(**disc))
+        state = dataclasses.replace(state, disc=dataclasses.replace(fresh.disc, **disc))
     from ganstyle_jax.train import Loop  # not at the top: train is the loop, which conversion otherwise has no need of
 
     runs.write(out, dcgan, runs.describe(dcgan, cfg, f"weights of {paths[0].name}", Loop(run_dir=out)))

@@ -394,8 +394,8 @@ class _Chunks:
         chunk = {}
         for name, first in batches[0].items():
             rows = np.zeros((feed.rows, *first.shape), first.dtype)
-            for row, batch in zip(rows, batches, strict=False):
-                row[...] = batch[name]
+            for i, batch in enumerate(batches):
+                rows[i] = batch[name]
             if feed.loop.parallel == "pmap":
                 devices = len(feed.mesh.devices)
                 rows = rows.reshape(feed.rows, devices, first.shape[0] // devices, *first.shape[1:])

@@ -98,7 +98,7 @@ def test_distance_errors():
 def test_network_equals_torch(mnist):
     try:
         import torch
-        import torch.nn.functional as F  # noqa: N812
+        import torch.nn.functional as F
     except ImportError:
         if REQUIRED:
             raise

@@ -4,6 +4,8 @@ Written from the paper and from that example's well-known layout of names (`main
 the discriminator returns a logit and the loss takes it (`binary_cross_entropy_with_logits`), which is the same number.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,8 +16,9 @@ class Generator(nn.Module):
         super().__init__()
         levels = image_size.bit_length() - 3
         sizes = [width << i for i in reversed(range(levels))]
-        layers = [nn.ConvTranspose2d(latent_dim, sizes[0], 4, 1, 0, bias=False), nn.BatchNorm2d(sizes[0]), nn.ReLU(True)]
-        for a, b in zip(sizes, sizes[1:]):
+        layers: list[nn.Module] = [nn.ConvTranspose2d(latent_dim, sizes[0], 4, 1, 0, bias=False)]
+        layers += [nn.BatchNorm2d(sizes[0]), nn.ReLU(True)]
+        for a, b in itertools.pairwise(sizes):
             layers += [nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True)]
         layers += [nn.ConvTranspose2d(sizes[-1], channels, 4, 2, 1, bias=False), nn.Tanh()]
         self.main = nn.Sequential(*layers)
@@ -29,8 +32,8 @@ class Discriminator(nn.Module):
         super().__init__()
         levels = image_size.bit_length() - 3
         sizes = [width << i for i in range(levels)]
-        layers = [nn.Conv2d(channels, sizes[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
-        for a, b in zip(sizes, sizes[1:]):
+        layers: list[nn.Module] = [nn.Conv2d(channels, sizes[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
+        for a, b in itertools.pairwise(sizes):
             layers += [nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2, True)]
         layers += [nn.Conv2d(sizes[-1], 1, 4, 1, 0, bias=False)]
         self.main = nn.Sequential(*layers)
@@ -50,7 +53,6 @@ def initialise(module):
 
 def adam(module, learning_rate=2e-4):
     return torch.optim.Adam(module.parameters(), lr=learning_rate, betas=(0.5, 0.999))
-
 
 
 def train_step(gen, disc, gen_optimizer, disc_optimizer, images, z):

@@ -275,7 +275,9 @@ def torch_worker(mode: str, bench: Bench) -> tuple[dict, dict[str, Callable[...,
     def one_step(networks, images, z):
         if mode == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # the last step's tensors may be overwritten
-        return torch_dcgan.train_step(*networks, *optimizers, images, z)
+        gen, disc = networks
+        gen_optimizer, disc_optimizer = optimizers
+        return torch_dcgan.train_step(gen, disc, gen_optimizer, disc_optimizer, images, z)
 
     def synchronize() -> None:
         if device.type == "cuda":

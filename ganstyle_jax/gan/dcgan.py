@@ -234,20 +234,21 @@ def train_step(
     gen, disc = state.gen, state.disc
     key_disc, key_gen = jax.random.split(key)
 
+    metrics: dict = {}
     # Generated pictures are made once for both networks' last and first update: `pull_back` remembers how.
     for i in range(cfg.discriminator_steps):
         key_i = jax.random.fold_in(key_disc, i)
         gen, fake, pull_back = generate_for_training(gen, key_i, b, cfg, axis_name)
-        disc, d_metrics = update_discriminator(disc, images[:, i], fake, key_i, state.step, cfg, axis_name)
+        disc, metrics = update_discriminator(disc, images[:, i], fake, key_i, state.step, cfg, axis_name)
     for i in range(cfg.generator_steps):
         key_i = jax.random.fold_in(key_gen, i)
         if i > 0:
             gen, fake, pull_back = generate_for_training(gen, key_i, b, cfg, axis_name)
-        gen, disc, g_metrics = update_generator(gen, disc, fake, pull_back, key_i, state.step, cfg, axis_name)
+        gen, disc, g_loss = update_generator(gen, disc, fake, pull_back, key_i, state.step, cfg, axis_name)
 
     global_batch = b * layers.axis_size(axis_name)
     ema = layers.ema(state.ema, gen.params, cfg.ema_halflife_images, global_batch)
-    return State(state.step + 1, gen, disc, ema), layers.pmean(d_metrics | g_metrics, axis_name)
+    return State(state.step + 1, gen, disc, ema), layers.pmean({**metrics, "loss/gen": g_loss}, axis_name)
 
 
 def generate_for_training(gen: Network, key: jax.Array, b: int, cfg: Config, axis_name: str | None):
@@ -258,7 +259,7 @@ def generate_for_training(gen: Network, key: jax.Array, b: int, cfg: Config, axi
         return apply(Generator(cfg, axis_name), params, gen.batch_stats, z)
 
     fake, pull_back, batch_stats = jax.vjp(forward, gen.params, has_aux=True)
-    return gen.replace(batch_stats=batch_stats), fake, lambda gradient: pull_back(gradient)[0]
+    return dataclasses.replace(gen, batch_stats=batch_stats), fake, lambda gradient: pull_back(gradient)[0]
 
 
 def update_discriminator(disc: Network, real, fake, key, step, cfg: Config, axis_name: str | None):
@@ -311,7 +312,7 @@ def update_generator(gen: Network, disc: Network, fake, pull_back, key, step, cf
 
     (loss, batch_stats), by_images = jax.value_and_grad(loss_function, has_aux=True)(fake)
     gen = descend(gen, pull_back(by_images), gen.batch_stats, cfg, "generator", axis_name)
-    return gen, disc.replace(batch_stats=batch_stats), {"loss/gen": loss}
+    return gen, dataclasses.replace(disc, batch_stats=batch_stats), loss
 
 
 def apply(module: nn.Module, params, batch_stats, inputs) -> tuple[jax.Array, Any]:
@@ -370,4 +371,4 @@ def sample(variables: dict, z: jax.Array, cfg: Config) -> jax.Array:
     module = Generator(cfg)
     if cfg.batch_norm == "batch":
         return apply(module, variables["params"], variables["batch_stats"], z)[0]
-    return module.apply(variables, z, train=False)
+    return jnp.asarray(module.apply(variables, z, train=False))
