@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -53,6 +54,9 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sums(step).unlink(missing_ok=True)
+            # Asked first, because Orbax's threads write about a full disk to the terminal.
+            if shutil.disk_usage(self.folder).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._writer.save(target, args=ocp.args.StandardSave(state), force=True)
         except (OSError, ValueError) as error:
             self._fail(step, error)

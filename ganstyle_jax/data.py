@@ -603,15 +603,17 @@ def _glyphs(spec: str, image_size: int, channels: int | None, seed: int) -> Sour
     from ganstyle_jax import glyphs
 
     options = spec.split(":")[1:]
-    if unknown := sorted(set(options) - {"digits", "grey"}):
-        raise UserError(f"Unknown option {unknown[0]!r} in {spec!r}: accepted are glyphs, glyphs:digits, glyphs:grey "
-                        "and glyphs:digits:grey.")  # fmt: skip
+    if unknown := sorted(set(options) - {"digits", "grey", "night"}):
+        raise UserError(
+            f"Unknown option {unknown[0]!r} in {spec!r}: accepted are glyphs and, in any combination, glyphs:digits, "
+            "glyphs:grey and glyphs:night (black grounds)."
+        )
     characters = glyphs.CHARACTERS[:10] if "digits" in options else glyphs.CHARACTERS
-    grey = "grey" in options
+    grey, night = "grey" in options, "night" in options
     channels = channels or (1 if grey else 3)
 
     def read(i: int) -> dict[str, np.ndarray]:
-        example = glyphs.draw(seed, i, image_size, characters, grey)
+        example = glyphs.draw(seed, i, image_size, characters, grey, night)
         image = example["image"]
         if image.shape[-1] != channels:
             from PIL import Image

@@ -36,11 +36,12 @@ OVERSAMPLING = 2  # drawn this much larger and averaged down
 
 
 def draw(
-    seed: int, index: int, image_size: int, characters: str = CHARACTERS, grey: bool = False
+    seed: int, index: int, image_size: int, characters: str = CHARACTERS, grey: bool = False, night: bool = False
 ) -> dict[str, np.ndarray]:
     """Glyph `index` of the sequence `seed`.
 
-    "image" (s, s, 3) uint8, or (s, s, 1) with grey letters on grey grounds. Its factors: "label" int32, the place in
+    "image" (s, s, 3) uint8, or (s, s, 1) with grey letters on grey grounds; with `night` all grounds are black, which a
+    generator's tanh can match exactly, so that a small network learns sooner. Its factors: "label" int32, the place in
     `characters`; "font" int32, the place in FONTS; "colour" and "ground" (3,) float32 RGB in [0, 1]; "slant" float32
     degrees, anticlockwise; "size" float32, the upright letter's longer side; "x" and "y" float32, its centre's distance
     to the right of and below the image's centre; these three as fractions of the image side. No letter is cut off.
@@ -52,7 +53,10 @@ def draw(
     u = (bits >> np.uint64(11)) * 2.0**-53
     label = int(u[0] * len(characters))
     font = int(u[1] * len(FONTS))
-    colour, ground = colours(*u[2:7], grey=grey)
+    polarity = 1.0 if night else u[2]  # light letters on dark grounds only
+    colour, ground = colours(polarity, *u[3:7], grey=grey)
+    if night:
+        ground = np.zeros(3, np.float32)
     slant = SLANT * (2 * u[7] - 1)
     cos, sin = math.cos(math.radians(slant)), math.sin(math.radians(slant))
 

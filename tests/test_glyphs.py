@@ -133,6 +133,12 @@ def test_source_and_its_options():
     repeated = data.open_source("glyphs:grey", 32, channels=3, seed=3).read(0)["image"]
     np.testing.assert_array_equal(repeated, np.repeat(grey.read(0)["image"], 3, axis=-1))
 
+    night = data.open_source("glyphs:night", 32)
+    for i in range(20):  # letters in the middle, black in the corners, and brighter than it
+        example = night.read(i)
+        corners = example["image"][[0, 0, -1, -1], [0, -1, 0, -1]]
+        assert not corners.any() and not example["ground"].any() and example["image"].max() > 150
+
     digits = data.open_source("glyphs:digits", 32)
     assert digits.label_names == tuple("0123456789")
     assert {int(digits.read(i)["label"]) for i in range(100)} == set(range(10))
