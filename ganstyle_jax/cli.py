@@ -15,7 +15,7 @@ from ganstyle_jax.files import UserError, atomic_path
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """Train a DCGAN on letters and digits drawn on the spot: three minutes on two cores, no network, no files."""
+    """Train a DCGAN on digits drawn on the spot: three minutes on two cores, no network, no files."""
 
     run_dir: Path = Path("runs/quickstart")  # folder for all that the run leaves
     steps: int = 2000  # training steps
@@ -166,11 +166,11 @@ def quickstart(command: Quickstart) -> None:
     # A short half-life, because in so short a run the weights still move fast and an average lags behind them.
     cfg = dcgan.Config(image_size=32, width=32, ema_halflife_images=1000)
     loop = Loop(command.run_dir, command.steps, sample_every=200, checkpoint_every=500, resume="auto")
-    print("Training a DCGAN to draw letters and digits. About two minutes; Ctrl-C saves and stops.")
-    training.run(dcgan, cfg, "glyphs:night", loop)
+    print("Training a DCGAN to draw digits. Two to three minutes; Ctrl-C saves and stops.")
+    training.run(dcgan, cfg, "glyphs:digits:night", loop)
     grid = command.run_dir / "samples" / f"{command.steps:06d}.png"
     print(
-        f"\nLook at {grid}: each cell is a letter or digit that the network made up;\n"
+        f"\nLook at {grid}: each cell is a digit that the network made up;\n"
         f"the earlier grids beside it show the same latents while it was learning.\n"
         f"Next: ganstyle sample {command.run_dir} --interpolate --out walk\n"
         f"      tensorboard --logdir {command.run_dir}\n"

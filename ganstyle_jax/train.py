@@ -108,8 +108,7 @@ def run(
     if getattr(cfg, "dtype", None) == "float64":
         jax.config.update("jax_enable_x64", True)
     started = time.perf_counter()
-    name = runs.method_name(method).removesuffix(".py")
-    run_dir = Path(loop.run_dir or f"runs/{name}")
+    run_dir = loop.run_dir or Path("runs", Path(method.__file__ or method.__name__).stem)
     mesh = make_mesh(loop)
     previous = check_run_dir(run_dir, loop)
 
@@ -630,12 +629,12 @@ def dry_run_report(method: ModuleType, cfg, loop: Loop, description: dict, abstr
         arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         total = arguments + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
         lines.append(
-            f"memory of each device: {total / 2**20:,.0f} MiB "
-            f"({arguments / 2**20:,.0f} for state and data, {temporary / 2**20:,.0f} temporary)"
+            f"memory of each device: {total / 2**20:,.1f} MiB "
+            f"({arguments / 2**20:,.1f} for state and data, {temporary / 2**20:,.1f} temporary)"
         )
     cost = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     if cost and "flops" in cost:
         # XLA counts the loop's body once, which is one training step.
-        lines.append(f"FLOPs of a step on each device: {cost['flops'] / 1e9:,.2f} G")
+        lines.append(f"FLOPs of a step on each device: {cost['flops'] / 1e9:,.4g} G")
     return "\n".join(lines)
