@@ -16,6 +16,7 @@ Several steps go out in one dispatch, and the host never waits for a single one:
 what comes next and logs what came before.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -439,7 +440,7 @@ class Journal:
         self.run_dir, self.loop, self.real_diversity, self.started = run_dir, loop, real_diversity, started
         self.step, self.window, self.window_start = step, [], time.perf_counter()
         self.last = self.window_start
-        self.first = True
+        self.first, self.untimed = True, 0
         self.accuracy = 0.0
         self.alarmed = False
         self.metrics = run_dir / "metrics.jsonl"
@@ -455,7 +456,8 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
         if self.tensorboard is not None:
-            self.tensorboard.close()
+            with contextlib.suppress(OSError):  # a full disk has been reported already
+                self.tensorboard.close()
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
@@ -465,33 +467,32 @@ class Journal:
         count = len(next(iter(metrics.values())))
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
+        self.window.append((count, {name: values.sum() for name, values in metrics.items()}))
         if self.first:
             self.first = False
             self.bar.write(f"first training step after {self.elapsed():.1f} s", file=sys.stderr)
-            self.window_start = now  # images/s without compilation
-        else:
-            self.window.append((count, {name: values.sum() for name, values in metrics.items()}))
+            self.window_start, self.untimed = now, count  # images/s without compilation
         self.bar.update(count)
         step = first + count
         if step % self.loop.log_every == 0 or step == self.loop.steps:
-            if not self.window:
-                self.window.append((count, {name: values.sum() for name, values in metrics.items()}))
             self._log(step, now, callback)
         return seconds
 
     def _log(self, step: int, now: float, callback: Callable[[int, dict], None] | None) -> None:
         steps = sum(count for count, _ in self.window)
         means = {name: float(sum(sums[name] for _, sums in self.window) / steps) for name in self.window[0][1]}
-        rate = steps * self.loop.batch_size / max(now - self.window_start, 1e-9)
-        self.window, self.window_start = [], now
+        rate = (steps - self.untimed) * self.loop.batch_size / max(now - self.window_start, 1e-9)
+        self.window, self.window_start, self.untimed = [], now, 0
         if {"accuracy/real", "accuracy/fake"} <= means.keys():
             self.accuracy = min(means["accuracy/real"], means["accuracy/fake"])
         line = {"step": step, **means, "images_per_second": round(rate, 2)}
         with open(self.metrics, "a") as file:
             file.write(json.dumps(line) + "\n")
+        from tensorboardX import summary
+
         for name, value in line.items():
             if name != "step":
-                self._writer().add_scalar(name, value, step)
+                self._to_tensorboard(step, summary.scalar(name, value))
         self.bar.set_postfix_str(
             " ".join(f"{name} {value:.3g}" for name, value in means.items() if name.startswith("loss"))
             + f" {rate:.0f} images/s"
@@ -502,10 +503,13 @@ class Journal:
     def samples(self, step: int, pictures: np.ndarray) -> None:
         """Saves the grid and looks for collapse."""
         image_files.save_grid(self.run_dir / "samples" / f"{step:06d}.png", pictures)
-        self._writer().add_image("samples", image_files.to_uint8(image_files.grid(pictures)), step, dataformats="HWC")
+        from tensorboardX import summary
+
+        picture = image_files.to_uint8(image_files.grid(pictures))
+        self._to_tensorboard(step, summary.image("samples", picture, dataformats="HWC"))
         relative_diversity = diversity(pictures) / max(self.real_diversity, 1e-6)
         line: dict[str, Any] = {"step": step, "diversity": round(relative_diversity, 4)}
-        self._writer().add_scalar("diversity", relative_diversity, step)
+        self._to_tensorboard(step, summary.scalar("diversity", relative_diversity))
         warning = collapse_warning(relative_diversity, self.accuracy)
         if warning is not None:
             line["warning"] = warning
@@ -515,12 +519,20 @@ class Journal:
         with open(self.metrics, "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _writer(self):
-        if self.tensorboard is None:
-            from tensorboardX import SummaryWriter  # after the first step, because it is slow to import
+    def _to_tensorboard(self, step: int, summary: Any) -> None:
+        """Appends one summary to the event file."""
+        # Imported after the first step, because it is slow. Not tensorboardX's SummaryWriter: it writes in a thread of
+        # its own, which dies on a full disk without a word, and the run then waits for ever at its full queue.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-            self.tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self.step)
-        return self.tensorboard
+        if self.tensorboard is None:
+            (self.run_dir / "tensorboard").mkdir(parents=True, exist_ok=True)
+            self.tensorboard = EventsWriter(str(self.run_dir / "tensorboard" / "events"))
+            start = SessionLog(status=SessionLog.START)  # hides what an earlier process logged past this step
+            self.tensorboard.write_event(Event(wall_time=time.time(), step=self.step + 1, session_log=start))
+        self.tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self.tensorboard.flush()
 
 
 def diversity(pictures: np.ndarray) -> float:
