@@ -18,6 +18,7 @@ what comes next and logs what came before.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -152,6 +153,13 @@ def run(
     runs.write(run_dir, method, description)
     try:
         return _train(method, cfg, loop, run_dir, mesh, feed, advance, checkpoints, step, state, started, callback)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{run_dir} cannot be written: {error.strerror}. What was complete before is kept: free some room and run "
+            "the same command with --resume auto"
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         if any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "Out of memory", "best cudnn convolution")):
             raise UserError(
