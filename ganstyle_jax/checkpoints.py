@@ -37,6 +37,14 @@ class Checkpoints:
         self._finishing: threading.Thread | None = None
         self._failed: tuple[int, Exception] | None = None
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """What was begun is finished, also where an error ends the run; that error is the one to hear of."""
+        with contextlib.suppress(UserError) if kind else contextlib.nullcontext():
+            self.close()
+
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, damaged or not, rising."""
         sums = self.folder.glob("*.sha256.json")

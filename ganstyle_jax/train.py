@@ -86,6 +86,8 @@ class Loop:
             return range(0)
         try:
             first, last = (int(part) for part in self.profile.split(":"))
+            if not 0 <= first < last:
+                raise ValueError
         except ValueError:
             raise ValueError(f"profile must be two steps such as 100:110, got {self.profile!r}") from None
         return range(first, last)
@@ -190,7 +192,7 @@ def _train(
     grid_latents = method.latents(jax.random.key(loop.seed), GRID, cfg)
     finite = jax.jit(all_finite)
     journal = Journal(run_dir, loop, step, feed.real_diversity(), started)
-    profile = loop.profile_range()
+    profile, tracing = loop.profile_range(), False
     stop = StopSignals()
     last_saved = step
     pace = 1  # steps in a dispatch, so many that it takes about a second: signals and the progress bar want to be heard
@@ -216,22 +218,24 @@ def _train(
         checkpoints.save(step, state)
         last_saved = step
 
-    with stop, journal, feed.stream(step, loop.steps) as chunks:
+    with checkpoints, stop, journal, feed.stream(step, loop.steps) as chunks:
         while step < loop.steps:
             ends = [step + pace, loop.steps]
             intervals = (loop.log_every, loop.sample_every, loop.checkpoint_every)
             ends += [(step // every + 1) * every for every in intervals]
             ends += [edge for edge in (profile.start, profile.stop) if edge > step]
             count = min(min(ends) - step, feed.rows)
-            if len(profile) and step == profile.start:
+            if step in profile and not tracing:
                 jax.profiler.start_trace(str(run_dir / "profile"))
+                tracing = True
             state, metrics = advance(state, stored, chunks(step, count), np.int32(step), np.int32(count))
             seconds_per_step = settle()  # of the dispatch before this one
             pending = (step, count, metrics)
             step += count
-            if len(profile) and step == profile.stop:
+            if tracing and (step >= profile.stop or step == loop.steps):
                 settle()
                 jax.profiler.stop_trace()
+                tracing = False
             if seconds_per_step:
                 pace = max(1, int(1 / seconds_per_step))
             if step % loop.sample_every == 0 or step == loop.steps:
@@ -475,7 +479,7 @@ class Journal:
         count = len(next(iter(metrics.values())))
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        self.window.append((count, {name: values.sum() for name, values in metrics.items()}))
+        self.window.append((count, {name: values.sum(dtype=np.float64) for name, values in metrics.items()}))
         if self.first:
             self.first = False
             self.bar.write(f"first training step after {self.elapsed():.1f} s", file=sys.stderr)
