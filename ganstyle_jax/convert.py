@@ -166,7 +166,7 @@ def config_of(state: StateDict) -> tuple[str, dcgan.Config]:
     kernels = {
         int(match[1]): value
         for name, value in state.items()
-        if (match := re.fullmatch(r"main\.(\d+)\.weight", name)) and getattr(value, "ndim", 0) == 4
+        if (match := re.fullmatch(r"(?:module\.)?main\.(\d+)\.weight", name)) and getattr(value, "ndim", 0) == 4
     }
     if len(kernels) < 3 or any(kernel.shape[2:] != (4, 4) for kernel in kernels.values()):
         names = ", ".join(list(state)[:4]) or "nothing"
