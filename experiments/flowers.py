@@ -4,8 +4,8 @@ Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434), which did not us
     2020, arXiv:2006.10738) keeps the discriminator from learning so few pictures by heart.
 Data: 102 Category Flower Dataset (Nilsback & Zisserman 2008), 8,189 photographs, for research: 102flowers.tgz from
     https://www.robots.ox.ac.uk/~vgg/data/flowers/102/, which can be read as it is, or `--data tfds:oxford_flowers102`.
-Hardware and time: TBD-flowers-hardware-and-hours.
-Expected: no number, see docs/flowers.png; 64 pictures are in samples/ of the run folder, one grid every 500 steps.
+Hardware and time: not run in full yet; one GPU is the right tool.
+Expected: no number; 64 pictures are in samples/ of the run folder, one grid every 500 steps.
 Command: python experiments/flowers.py --data 102flowers.tgz
 """
 

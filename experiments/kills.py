@@ -1,6 +1,6 @@
 """Kills a training run at random moments, many times, and checks that nothing is lost.
 
-    python experiments/kills.py                      # 30 kills, TBD-kills-minutes minutes on 2 CPU cores
+    python experiments/kills.py                      # 30 kills
 
 A run is trained undisturbed first. A second one with the same settings is sent SIGKILL at random moments, started again
 with `--resume auto` each time, and after the last kill left alone to its end. Checkpoints are written so often that

@@ -5,7 +5,7 @@ Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434), whose faces (sec
 Data: LFW (Huang et al. 2007), 13,233 photographs of faces, for research: lfw.tgz from
     http://vis-www.cs.umass.edu/lfw/, which can be read as it is, or `--data tfds:lfw`. The central square of a picture
     is used; in LFW that is all of it, with the face in the middle.
-Hardware and time: TBD-lfw-hardware-and-hours.
+Hardware and time: not run in full yet; one GPU is the right tool.
 Expected: no number; 64 pictures are in samples/ of the run folder, one grid every 500 steps.
 Command: python experiments/lfw.py --data lfw.tgz
 """

@@ -31,7 +31,8 @@ def export_run(run_dir: Path, out: Path, file_format: Literal["pth", "safetensor
     run = runs.load(run_dir)
     if run.method is not dcgan:
         raise UserError(f"only runs of dcgan can be converted, and {run_dir} is one of {runs.read(run_dir)['method']}")
-    cfg = dataclasses.replace(run.cfg, batch_norm="standing")
+    # A run made from files keeps their statistics; "batch" has none to write.
+    cfg = dataclasses.replace(run.cfg, batch_norm="standing") if run.cfg.batch_norm == "batch" else run.cfg
     variables = jax.jit(dcgan.generator, static_argnums=1)(run.state, cfg) if averaged else run.state.gen.variables
     networks = {
         "netG": generator_to_torch(variables, cfg),
