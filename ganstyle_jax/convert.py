@@ -46,7 +46,7 @@ def export_run(run_dir: Path, out: Path, file_format: Literal["pth", "safetensor
             from safetensors.numpy import save_file
 
             with atomic_path(path) as temporary:
-                save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, temporary)
+                save_file({key: np.array(value, order="C") for key, value in state.items()}, temporary)
     return f"step {run.step} of {run_dir} is in {out / f'netG.{file_format}'} and {out / f'netD.{file_format}'}"
 
 

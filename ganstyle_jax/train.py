@@ -536,7 +536,7 @@ class Journal:
         # Imported after the first step, because it is slow. Not tensorboardX's SummaryWriter: it writes in a thread of
         # its own, which dies on a full disk without a word, and the run then waits for ever at its full queue.
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         if self.tensorboard is None:
             (self.run_dir / "tensorboard").mkdir(parents=True, exist_ok=True)
