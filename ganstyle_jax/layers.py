@@ -26,7 +26,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def halve(x: jax.Array, kernel: jax.Array, platform: str = "auto") -> jax.Array:
-    """4x4 convolution of stride 2 and padding 1: (b, h, w, c), (4, 4, c, d) -> (b, h/2, w/2, d).
+    """4x4 convolution of stride 2 and padding 1: (b, h, w, c), (4, 4, c, d) -> (b, h/2, w/2, d); h and w even.
 
     y[i, j] = sum over p, q of x[2i + p - 1, 2j + q - 1] k[p, q]; torch's Conv2d(c, d, 4, 2, 1, bias=False).
     platform: "cpu", "xla" (what XLA makes of the plain convolution), or "auto": "cpu" on a CPU, else "xla".

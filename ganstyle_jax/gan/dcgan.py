@@ -58,7 +58,7 @@ class Config:
             raise ValueError(f"image_size must be a power of two from 16 to 256, got {self.image_size}")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
-        for name in ("latent_dim", "width", "generator_steps", "discriminator_steps"):
+        for name in ("latent_dim", "width", "generator_steps", "discriminator_steps", "instance_noise_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("clip_norm", "r1", "r2", "gradient_penalty", "instance_noise", "ema_halflife_images"):
