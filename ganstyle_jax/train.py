@@ -77,6 +77,8 @@ class Loop:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.profile is not None:
             self.profile_range()
 
@@ -422,7 +424,7 @@ def with_weights_of(init_from: Path, method: ModuleType, cfg: Any, state: Any, s
         raise UserError(f"the weights in {init_from} are those of another network than {cfg}")
 
     def choose(path, new, old):
-        fresh = any(getattr(key, "name", None) in ("step", "opt_state") for key in path)
+        fresh = any(getattr(key, "name", getattr(key, "key", None)) in ("step", "opt_state") for key in path)
         return new if fresh else jax.device_put(old, sharding)
 
     return jax.tree_util.tree_map_with_path(choose, state, other)
