@@ -77,8 +77,8 @@ class Loop:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if not 0 <= self.seed < 2**32:  # JAX's keys keep 32 bits, unless float64 is on
+            raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
         if self.profile is not None:
             self.profile_range()
 
