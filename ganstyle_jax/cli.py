@@ -18,7 +18,7 @@ class Quickstart:
     """Train a DCGAN on digits drawn on the spot: three minutes on two cores, no network, no files."""
 
     run_dir: Path = Path("runs/quickstart")  # folder for all that the run leaves
-    steps: int = 1600  # training steps
+    steps: int = 1000  # training steps
 
 
 @dataclasses.dataclass(frozen=True)
