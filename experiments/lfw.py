@@ -10,34 +10,15 @@ Expected: no number; 64 pictures are in samples/ of the run folder, one grid eve
 Command: python experiments/lfw.py --data lfw.tgz
 """
 
-import sys
 from pathlib import Path
 
-import tyro
-
-from ganstyle_jax import cli, train
-from ganstyle_jax.files import UserError
+from ganstyle_jax import cli
 from ganstyle_jax.gan import dcgan
+from ganstyle_jax.train import Loop
 
 DATA = "lfw.tgz"
 CONFIG = dcgan.Config(image_size=64, augment="color,translation")
-LOOP = train.Loop(run_dir=Path("runs/lfw"), steps=20_000, resume="auto")
-
-
-def main(data: str = DATA, loop: train.Loop = LOOP, config: dcgan.Config = CONFIG) -> None:
-    """Trains, and goes on where an earlier run of the same command was stopped.
-
-    Args:
-        data: images to train on, as `ganstyle train --data` takes them.
-        loop: the settings of the loop.
-        config: the settings of the network.
-    """
-    cli.use_cache()
-    train.run(dcgan, config, data, loop)
-
+LOOP = Loop(run_dir=Path("runs/lfw"), steps=20_000, resume="auto")
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    cli.experiment("dcgan", __doc__, DATA, LOOP, CONFIG)

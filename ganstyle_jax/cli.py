@@ -1,10 +1,12 @@
 """The command `ganstyle`. Nothing here imports JAX before the arguments are known to be good."""
 
+import contextlib
 import dataclasses
 import errno
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +38,7 @@ class Sample:
     run: tyro.conf.Positional[Path]  # run folder
     out: Path = Path("samples")  # .png: one grid; .npz: array `images`, uint8 (n, h, w, c); else a folder of PNGs
     count: int = 64  # pictures
+    step: int | None = None  # of the checkpoint to draw from; by default the newest
     seed: int = 0  # decides the latents
     batch_norm: Literal["standing", "running", "batch"] | None = None  # the generator's statistics; None: as trained
     interpolate: bool = False  # a walk from latent to latent instead: walk.gif and strip.png in the folder --out
@@ -78,9 +81,9 @@ CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitArgPrefixes, tyro.conf.
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs one command; a UserError becomes one line on standard error and exit status 1."""
+    """Runs one command."""
     args = sys.argv[1:] if args is None else args
-    try:
+    with errors_for_people():
         if len(args) > 1 and args[0] == "train" and not args[1].startswith("-"):
             train(args[1], args[2:])
             return
@@ -88,6 +91,19 @@ def main(args: list[str] | None = None) -> None:
         {Quickstart: quickstart, Sample: sample, Convert: convert, Data: prepare, Train: _train_without_method}[
             type(command)
         ](command)
+
+
+def experiment(name: str, description: str | None, data: str, loop: Any, config: Any) -> None:
+    """All that a script in experiments/ does: `ganstyle train NAME` with defaults and a description of its own."""
+    with errors_for_people():
+        train(name, sys.argv[1:], data, loop, config, sys.argv[0], description)
+
+
+@contextlib.contextmanager
+def errors_for_people() -> Iterator[None]:
+    """A UserError, or a place that cannot be written, becomes one line on standard error and exit status 1."""
+    try:
+        yield
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:  # `ganstyle --help | head`
@@ -115,8 +131,19 @@ def _train_without_method(command: Train) -> None:
     train(command.method, list(command.settings))
 
 
-def train(name: str, args: list[str]) -> None:
-    """`ganstyle train METHOD`: the flags are the fields of the loop's and of the method's dataclasses."""
+def train(
+    name: str,
+    args: list[str],
+    data: Any = dataclasses.MISSING,
+    loop: Any = None,
+    config: Any = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> None:
+    """`ganstyle train METHOD`: the flags are the fields of the loop's and of the method's dataclasses.
+
+    data, loop, config: defaults of the flags; without data the flag is required.
+    """
     from ganstyle_jax import runs
     from ganstyle_jax.train import Loop
 
@@ -124,15 +151,15 @@ def train(name: str, args: list[str]) -> None:
     settings = dataclasses.make_dataclass(
         "Settings",
         [
-            ("data", Annotated[str, tyro.conf.arg(help=DATA_HELP)]),
-            ("loop", Loop, dataclasses.field(default_factory=Loop)),
-            ("config", method.Config, dataclasses.field(default_factory=method.Config)),
+            ("data", Annotated[str, tyro.conf.arg(help=DATA_HELP)], dataclasses.field(default=data)),
+            ("loop", Loop, dataclasses.field(default=loop or Loop())),
+            ("config", method.Config, dataclasses.field(default=config or method.Config())),
         ],
         frozen=True,
     )
-    prog = f"ganstyle train {name}"
+    prog, description = prog or f"ganstyle train {name}", description or _summary(method)
     try:
-        chosen: Any = tyro.cli(settings, prog=prog, args=args, config=CONFIG, description=_summary(method))
+        chosen: Any = tyro.cli(settings, prog=prog, args=args, config=CONFIG, description=description)
     except ValueError as error:  # a dataclass that refuses its values
         raise UserError(str(error)) from None
     use_cache()
@@ -197,7 +224,7 @@ def sample(command: Sample) -> None:
     from ganstyle_jax import images, runs
 
     overrides: dict[str, Any] = {} if command.batch_norm is None else {"batch_norm": command.batch_norm}
-    run = runs.load(command.run, **overrides)
+    run = runs.load(command.run, command.step, **overrides)
     key = jax.random.key(command.seed)
     if command.interpolate:
         stops = np.asarray(run.method.latents(key, command.stops, run.cfg))

@@ -156,7 +156,8 @@ def run(
         return state
     runs.write(run_dir, method, description)
     try:
-        return _train(method, cfg, loop, run_dir, mesh, feed, advance, checkpoints, step, state, started, callback)
+        with StopSignals() as stop:
+            return _train(method, cfg, loop, run_dir, feed, advance, checkpoints, step, state, started, stop, callback)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -178,13 +179,13 @@ def _train(
     cfg: Any,
     loop: Loop,
     run_dir: Path,
-    mesh: jax.sharding.Mesh,
     feed: "Feed",
     advance: Callable,
     checkpoints: Checkpoints,
     step: int,
     state: Any,
     started: float,
+    stop: "StopSignals",
     callback: Callable[[int, dict], None] | None,
 ) -> Any:
     """From `step` to `loop.steps`."""
@@ -195,7 +196,6 @@ def _train(
     finite = jax.jit(all_finite)
     journal = Journal(run_dir, loop, step, feed.real_diversity(), started)
     profile, tracing = loop.profile_range(), False
-    stop = StopSignals()
     last_saved = step
     pace = 1  # steps in a dispatch, so many that it takes about a second: signals and the progress bar want to be heard
     pending: tuple[int, int, dict] | None = None  # first step, steps and metrics of the dispatch under way
@@ -220,8 +220,15 @@ def _train(
         checkpoints.save(step, state)
         last_saved = step
 
-    with checkpoints, stop, journal, feed.stream(step, loop.steps) as chunks:
+    with checkpoints, journal, feed.stream(step, loop.steps) as chunks:
         while step < loop.steps:
+            if stop.received:
+                settle()
+                save()
+                checkpoints.close()
+                done = f"saved step {step} in {run_dir}" if step else "no step was done yet"
+                say(f"{stop.received} received: {done}; --resume auto goes on from there")
+                raise SystemExit(128 + signal.Signals[stop.received].value)
             ends = [step + pace, loop.steps]
             intervals = (loop.log_every, loop.sample_every, loop.checkpoint_every)
             ends += [(step // every + 1) * every for every in intervals]
@@ -247,13 +254,9 @@ def _train(
                 if not np.isfinite(grid).all():
                     raise UserError(not_finite("a sample", step, checkpoints, run_dir))
                 journal.samples(step, grid)
-            if step % loop.checkpoint_every == 0 or step == loop.steps or stop.received:
+            if step % loop.checkpoint_every == 0 or step == loop.steps:
                 settle()
                 save()
-            if stop.received and step < loop.steps:
-                checkpoints.close()
-                say(f"{stop.received} received: saved step {step} in {run_dir}; --resume auto goes on from there")
-                raise SystemExit(128 + signal.Signals[stop.received].value)
         settle()
         checkpoints.close()
     if (report := feed.batches.report()) is not None:
@@ -481,7 +484,7 @@ class Journal:
         count = len(next(iter(metrics.values())))
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        self.window.append((count, {name: values.sum(dtype=np.float64) for name, values in metrics.items()}))
+        self.window.append(metrics)
         if self.first:
             self.first = False
             self.bar.write(f"first training step after {self.elapsed():.1f} s", file=sys.stderr)
@@ -493,8 +496,9 @@ class Journal:
         return seconds
 
     def _log(self, step: int, now: float, callback: Callable[[int, dict], None] | None) -> None:
-        steps = sum(count for count, _ in self.window)
-        means = {name: float(sum(sums[name] for _, sums in self.window) / steps) for name in self.window[0][1]}
+        values = {name: np.concatenate([metrics[name] for metrics in self.window]) for name in self.window[0]}
+        means = {name: float(of_steps.mean(dtype=np.float64)) for name, of_steps in values.items()}
+        steps = len(next(iter(values.values())))
         rate = (steps - self.untimed) * self.loop.batch_size / max(now - self.window_start, 1e-9)
         self.window, self.window_start, self.untimed = [], now, 0
         if {"accuracy/real", "accuracy/fake"} <= means.keys():
@@ -502,11 +506,7 @@ class Journal:
         line = {"step": step, **means, "images_per_second": round(rate, 2)}
         with open(self.metrics, "a") as file:
             file.write(json.dumps(line) + "\n")
-        from tensorboardX import summary
-
-        for name, value in line.items():
-            if name != "step":
-                self._to_tensorboard(step, summary.scalar(name, value))
+        self._to_tensorboard(step, {name: value for name, value in line.items() if name != "step"})
         self.bar.set_postfix_str(
             " ".join(f"{name} {value:.3g}" for name, value in means.items() if name.startswith("loss"))
             + f" {rate:.0f} images/s"
@@ -517,13 +517,10 @@ class Journal:
     def samples(self, step: int, pictures: np.ndarray) -> None:
         """Saves the grid and looks for collapse."""
         image_files.save_grid(self.run_dir / "samples" / f"{step:06d}.png", pictures)
-        from tensorboardX import summary
-
-        picture = image_files.to_uint8(image_files.grid(pictures))
-        self._to_tensorboard(step, summary.image("samples", picture, dataformats="HWC"))
         relative_diversity = diversity(pictures) / max(self.real_diversity, 1e-6)
         line: dict[str, Any] = {"step": step, "diversity": round(relative_diversity, 4)}
-        self._to_tensorboard(step, summary.scalar("diversity", relative_diversity))
+        picture = image_files.to_uint8(image_files.grid(pictures))
+        self._to_tensorboard(step, {"diversity": relative_diversity, "samples": picture})
         warning = collapse_warning(relative_diversity, self.accuracy)
         if warning is not None:
             line["warning"] = warning
@@ -533,10 +530,11 @@ class Journal:
         with open(self.metrics, "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _to_tensorboard(self, step: int, summary: Any) -> None:
-        """Appends one summary to the event file."""
+    def _to_tensorboard(self, step: int, values: dict[str, float | np.ndarray]) -> None:
+        """Appends scalars and pictures, (h, w, c) uint8, to the event file."""
         # Imported after the first step, because it is slow. Not tensorboardX's SummaryWriter: it writes in a thread of
         # its own, which dies on a full disk without a word, and the run then waits for ever at its full queue.
+        from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -545,7 +543,10 @@ class Journal:
             self.tensorboard = EventsWriter(str(self.run_dir / "tensorboard" / "events"))
             start = SessionLog(status=SessionLog.START)  # hides what an earlier process logged past this step
             self.tensorboard.write_event(Event(wall_time=time.time(), step=self.step + 1, session_log=start))
-        self.tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        for name, value in values.items():
+            image = isinstance(value, np.ndarray)
+            entry = summary.image(name, value, dataformats="HWC") if image else summary.scalar(name, value)
+            self.tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=entry))
         self.tensorboard.flush()
 
 
@@ -626,7 +627,7 @@ class StopSignals:
         if self.received is not None:
             raise KeyboardInterrupt  # asked twice: stop now
         self.received = signal.Signals(number).name
-        say(f"{self.received} received: finishing this step, then saving")
+        say(f"{self.received} received: finishing what is under way, then saving")
 
 
 def say(text: str) -> None:

@@ -329,6 +329,7 @@ def test_walk_passes_its_stops_and_returns(trained, tmp_path):
         (["--interpolate", "--fps=0"], "--fps must be from 1 to 50, got 0"),
         (["--frames=-1"], "--frames must be at least 1, got -1"),
         (["--seed=99999999999999999999"], "--seed must be"),
+        (["--step=7"], "no checkpoint of step 7: it has "),
     ],
 )
 def test_samples_refused(trained, tmp_path, monkeypatch, capsys, args, message):

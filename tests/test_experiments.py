@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import sys
 import zipfile
@@ -12,7 +13,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import tyro
 
 import ganstyle_jax
 from ganstyle_jax import convert, images
@@ -65,10 +65,11 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["flowers", "lfw", "cifar10", "celeba"])
-def test_script_trains_and_is_safe_to_run_twice(name, zipped, tmp_path, capsys):
+def test_script_trains_and_is_safe_to_run_twice(name, zipped, tmp_path, capsys, monkeypatch):
     script = load_script(name)
-    args = [f"--data={zipped}", f"--run-dir={tmp_path}", *TINY]
-    tyro.cli(script.main, args=args, config=(tyro.conf.OmitArgPrefixes,))
+    path = str(EXPERIMENTS / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [path, f"--data={zipped}", f"--run-dir={tmp_path}", *TINY])
+    runpy.run_path(path, run_name="__main__")
     run = ganstyle_jax.load(tmp_path)
     assert run.step == 2
     changed = {"image_size", "width", "latent_dim", "channels"}
@@ -77,7 +78,7 @@ def test_script_trains_and_is_safe_to_run_twice(name, zipped, tmp_path, capsys):
             assert getattr(run.cfg, field.name) == getattr(script.CONFIG, field.name), field.name
     assert (tmp_path / "samples" / "000002.png").is_file()
     assert "2 steps done" in capsys.readouterr().err
-    tyro.cli(script.main, args=args, config=(tyro.conf.OmitArgPrefixes,))
+    runpy.run_path(path, run_name="__main__")
     assert "all 2 steps are done already" in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ Four mistakes that tutorials hand on, and where this file does otherwise:
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import flax.linen as nn
 import flax.struct
@@ -61,9 +61,17 @@ class Config:
         for name in ("latent_dim", "width", "generator_steps", "discriminator_steps", "instance_noise_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("clip_norm", "r1", "r2", "gradient_penalty", "instance_noise", "ema_halflife_images"):
+        not_negative = ("generator_learning_rate", "discriminator_learning_rate", "clip_norm", "r1", "r2")
+        for name in (*not_negative, "gradient_penalty", "instance_noise", "ema_halflife_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in get_args(field.type):
+                raise ValueError(f"{field.name} must be {' or '.join(get_args(field.type))}, got {value!r}")
         if self.schedule_steps < 1 and {self.generator_schedule, self.discriminator_schedule} != {"constant"}:
             raise ValueError(f"a schedule that is not constant needs schedule_steps >= 1, got {self.schedule_steps}")
         augment.check_policy(self.augment)
@@ -234,7 +242,6 @@ def train_step(
     gen, disc = state.gen, state.disc
     key_disc, key_gen = jax.random.split(key)
 
-    metrics: dict = {}
     # Generated pictures are made once for both networks' last and first update: `pull_back` remembers how.
     for i in range(cfg.discriminator_steps):
         key_i = jax.random.fold_in(key_disc, i)
@@ -361,7 +368,7 @@ def generator(state: State, cfg: Config) -> dict:
     for i in range(16):
         z = latents(jax.random.fold_in(jax.random.key(0), i), 64, cfg)
         _, new = apply(Generator(cfg), state.ema, jax.tree.map(jnp.zeros_like, batch_stats), z)
-        of_batch = jax.tree.map(lambda x: x / 0.1, new)  # zeros * 0.9 + batch * 0.1
+        of_batch = jax.tree.map(lambda x: x / layers.BatchNorm.momentum, new)  # they began at 0
         batch_stats = jax.tree.map(lambda a, x, i=i: a + (x - a) / (i + 1), batch_stats, of_batch)
     return {"params": state.ema, "batch_stats": batch_stats}
 
