@@ -17,10 +17,10 @@ from ganstyle_jax.files import UserError, atomic_path
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """Train a DCGAN on digits drawn on the spot: three minutes on two cores, no network, no files."""
+    """Train a DCGAN on digits drawn on the spot: two minutes on two cores, no network, no files."""
 
     run_dir: Path = Path("runs/quickstart")  # folder for all that the run leaves
-    steps: int = 1000  # training steps
+    steps: int = 2000  # training steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +190,17 @@ def quickstart(command: Quickstart) -> None:
     from ganstyle_jax.gan import dcgan
     from ganstyle_jax.train import Loop
 
-    # A short half-life, because in so short a run the weights still move fast and an average lags behind them.
-    cfg = dcgan.Config(image_size=32, width=32, ema_halflife_images=1000)
-    loop = Loop(command.run_dir, command.steps, sample_every=200, checkpoint_every=500, resume="auto")
-    print("Training a DCGAN to draw digits. Two to three minutes; Ctrl-C saves and stops.")
+    # Small batches and high learning rates give clearer digits in the same time than the defaults do. The half-life is
+    # short, because in so short a run the weights still move fast and an average lags behind them.
+    cfg = dcgan.Config(
+        image_size=32,
+        width=32,
+        generator_learning_rate=4e-4,
+        discriminator_learning_rate=4e-4,
+        ema_halflife_images=1000,
+    )
+    loop = Loop(command.run_dir, command.steps, batch_size=32, sample_every=200, checkpoint_every=500, resume="auto")
+    print("Training a DCGAN to draw digits. Two minutes on two cores; Ctrl-C saves and stops.")
     training.run(dcgan, cfg, "glyphs:digits:night", loop)
     grid = command.run_dir / "samples" / f"{command.steps:06d}.png"
     print(

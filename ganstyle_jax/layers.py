@@ -4,6 +4,7 @@ Images are (b, h, w, c). Kernels are stored as PyTorch's are up to the order of 
 weights move between the two by a transposition.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -141,6 +142,83 @@ _cpu_kernel_gradient.defvjp(
     lambda x, y: (_cpu_kernel_gradient(x, y), (x, y)),
     lambda xy, k: (_cpu_double(xy[1], _swap(k)), _cpu_halve(xy[0], k)),
 )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The convolution and the pooling of feature networks
+#
+# The same idea for stride 1: the gradient by the input is itself a convolution, written out so that XLA's CPU backend
+# takes its fast path inside loops too.
+
+
+def conv(x: jax.Array, kernel: jax.Array, platform: str = "auto") -> jax.Array:
+    """Convolution of stride 1 that keeps the size, zeros around: (b, h, w, c), (p, p, c, d) -> (b, h, w, d); p is odd.
+
+    y[i, j] = sum over u, v of x[i + u - p // 2, j + v - p // 2] k[u, v]; torch's Conv2d(c, d, p, padding="same",
+    bias=False). platform: as for `halve`.
+    """
+    return _cpu_conv(x, kernel) if _on_cpu(platform) else _conv(x, kernel)
+
+
+def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+
+
+def _flip(kernel: jax.Array) -> jax.Array:
+    """With this kernel `conv` is its own transpose."""
+    return _swap(kernel[::-1, ::-1])
+
+
+def _conv_kernel_gradient(x: jax.Array, y: jax.Array, size: int) -> jax.Array:
+    """(b, h, w, c), (b, h, w, d) -> (size, size, c, d), as `_fast_kernel_gradient` does it."""
+    x, y = lax.optimization_barrier((x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)))
+    pads = ((size // 2, size // 2),) * 2
+    out = lax.conv_general_dilated(x, y, (1, 1), pads, dimension_numbers=_NHWC)  # (c, size, size, d)
+    return out.transpose(1, 2, 0, 3)
+
+
+_cpu_conv = jax.custom_vjp(_conv)
+_cpu_conv_kernel_gradient = jax.custom_vjp(_conv_kernel_gradient, nondiff_argnums=(2,))
+_cpu_conv.defvjp(
+    lambda x, k: (_cpu_conv(x, k), (x, k)),
+    lambda xk, y: (_cpu_conv(y, _flip(xk[1])), _cpu_conv_kernel_gradient(xk[0], y, len(xk[1]))),
+)
+_cpu_conv_kernel_gradient.defvjp(
+    lambda x, y, size: (_cpu_conv_kernel_gradient(x, y, size), (x, y)),
+    lambda size, xy, k: (_cpu_conv(xy[1], _flip(k)), _cpu_conv(xy[0], k)),
+)
+
+
+@jax.custom_vjp
+def max_pool(x: jax.Array) -> jax.Array:
+    """Largest of each 2x2 pixels: (b, h, w, c) -> (b, h // 2, w // 2, c); a last odd row or column is dropped.
+
+    The gradient goes to the first of equal values in reading order, as PyTorch's does. It is made of comparisons and
+    not of XLA's select-and-scatter, which is slow on CPUs and, on GPUs, not available where results must be
+    deterministic.
+    """
+    return functools.reduce(jnp.maximum, _quarters(x))
+
+
+def _quarters(x: jax.Array) -> list[jax.Array]:
+    """The four pixels of each 2x2 in reading order, (b, h // 2, w // 2, c) each."""
+    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    return [x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+
+
+def _max_pool_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
+    x, y = residuals
+    b, h, w, c = y.shape
+    taken, parts = jnp.zeros(y.shape, bool), []
+    for quarter in _quarters(x):
+        first = (quarter == y) & ~taken
+        taken |= first
+        parts.append(jnp.where(first, gradient, 0))
+    pixels = jnp.stack(parts, axis=3).reshape(b, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)
+    return (jnp.pad(pixels, ((0, 0), (0, x.shape[1] - 2 * h), (0, x.shape[2] - 2 * w), (0, 0))),)
+
+
+max_pool.defvjp(lambda x: ((y := max_pool(x)), (x, y)), _max_pool_backward)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,189 @@
+"""The compact perceptual network that ships with the package, distilled from VGG-19.
+
+Paper: Wang et al. 2020 (arXiv:2003.08436), who distil VGG-19 for style transfer to a sixteenth of its size; their
+    encoder is one of the two teachers.
+Data: the teachers, the first three blocks of VGG-19 (Simonyan & Zisserman 2015, CC BY 4.0) and the encoder of Wang et
+    al. (MIT); the pictures, 1,670 photographs and 2,048 paintings of PACS (Li et al. 2017) at 160 pixels and 1,000
+    photographs of ImageNet (Deng et al. 2009) at 256 pixels, for research. All are expected in the folder --data.
+Hardware and time: two CPU cores, about an hour.
+Expected: the errors in experiments/results/distill_vgg.json
+Command: python experiments/distill_vgg.py
+
+The student has the encoder's widths at every tap and half of its layers. Each tap learns to equal the encoder's, so
+that Gram matrices and distances mean the same in both; a linear head on each of the first three taps, which is thrown
+away, learns the real VGG-19's. Both are judged by the squared error over the mean square of the target, of features and
+of Gram matrices. Half of the pictures are disturbed (noise, contrast, tint), because the images that style transfer
+meets on its way are not photographs.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax import lax
+from tqdm import trange
+
+from ganstyle_jax import cli, vgg, weights
+from ganstyle_jax import data as data_module
+from ganstyle_jax.checkpoints import Checkpoints
+from ganstyle_jax.files import UserError
+
+sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
+import machine
+
+TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+STUDENT = vgg.COMPACT
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How long, and on what."""
+
+    data: Path = machine.ROOT / ".." / "shared" / "data"  # folder with weights/ and datasets/
+    run_dir: Path = Path("runs/distill_vgg")  # checkpoints; the same command goes on from the last one
+    out: Path | None = None  # the weights, .safetensors; by default compact.safetensors in the run folder
+    steps: int = 10_000
+    batch_size: int = 16
+    crop: int = 128  # pixels
+    learning_rate: float = 2e-3  # of Adam, down to 0 along a cosine
+    gram_weight: float = 0.3  # of the error of Gram matrices, beside that of features
+    vgg_share: int = 4  # one in so many pictures is shown to the real VGG-19, which takes longest
+    seed: int = 0
+    json: Path | None = Path("distill_vgg.json")  # file for the record; a bare name goes into experiments/results/
+
+
+def main(settings: Settings) -> None:
+    cli.use_cache()
+    folder = settings.data / "weights"
+    teacher, teacher_params = weights.read(folder / "vgg19_16x_distilled" / "5SE.pth")
+    real, real_params = weights.read(folder / "vgg19_block1_to_block3.npz")
+    pictures = load_pictures(settings.data / "datasets")
+    training, held_out = pictures[: -len(pictures) // 20], pictures[-len(pictures) // 20 :]
+
+    key_init, key_train = jax.random.split(jax.random.key(settings.seed))
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    def features(params, images):
+        """Errors of features and of Gram matrices by tap."""
+        student = STUDENT.apply(params["student"], images, TAPS)
+        targets = teacher.apply(teacher_params, images, TAPS)
+        errors = {f"encoder/{tap}": relative_errors(student[tap], targets[tap]) for tap in TAPS}
+        few = images[:: settings.vgg_share]
+        for tap, target in real.apply(real_params, few, TAPS[:3]).items():
+            head = params["heads"][tap]
+            errors[f"vgg19/{tap}"] = relative_errors(student[tap][:: settings.vgg_share] @ head, target)
+        return errors
+
+    def loss_function(params, images):
+        errors = features(params, images)
+        return sum(value + settings.gram_weight * gram for value, gram in errors.values()), errors
+
+    @jax.jit
+    def train(state, training, start, count):
+        def step(i, carry):
+            (params, opt_state), _ = carry
+            key = jax.random.fold_in(key_train, i)
+            images = draw(key, training, settings.batch_size, settings.crop)
+            (loss, _), gradients = jax.value_and_grad(loss_function, has_aux=True)(params, images)
+            updates, opt_state = optimizer.update(gradients, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), loss
+
+        return lax.fori_loop(start, start + count, step, (state, jnp.zeros(())))
+
+    def init(key):
+        key, *keys = jax.random.split(key, 4)
+        heads = {
+            tap: jax.random.normal(key, (STUDENT.channels[i][0], real.channels[i][0])) / STUDENT.channels[i][0] ** 0.5
+            for i, (tap, key) in enumerate(zip(TAPS, keys, strict=False))
+        }
+        student = STUDENT.init(key)
+        student["input"] = teacher_params["input"]
+        params = {"student": student, "heads": heads}
+        return params, optimizer.init(params)
+
+    state = init(key_init)
+    checkpoints = Checkpoints(settings.run_dir)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state)
+    step, state = checkpoints.restore(abstract) or (0, state)
+    training = jnp.asarray(training)
+    chunk = 20
+    with checkpoints, trange(step, settings.steps, chunk, initial=step // chunk, total=settings.steps // chunk) as bar:
+        for start in bar:
+            state, loss = train(state, training, start, chunk)
+            bar.set_postfix_str(f"loss {float(loss):.4f}")
+            if (start + chunk) % 500 == 0:
+                checkpoints.save(start + chunk, state)
+
+    errors = evaluate(jax.jit(features), state[0], held_out, settings)
+    print(json.dumps(errors, indent=1))
+    out = settings.out or settings.run_dir / "compact.safetensors"
+    weights.write(out, STUDENT, state[0]["student"], np.float16)
+    if settings.json is not None:
+        record: dict[str, Any] = machine.describe() | {
+            "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "optax", "numpy")),
+            "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not isinstance(v, Path)},
+            "pictures": {"training": len(training), "held_out": len(held_out)},
+            "held_out_relative_errors": errors,
+        }
+        machine.write_record(settings.json, record)
+
+
+def load_pictures(folder: Path) -> np.ndarray:
+    """All pictures (n, 160, 160, 3) uint8, in a mixed order."""
+    sets = []
+    for name in ("pacs_photo_art_160px.zip", "imagenet_sample_1000_256px.zip"):
+        source = data_module.open_source(str(folder / name), 160, channels=3)
+        sets.append(np.stack([source.read(i)["image"] for i in range(source.size or 0)]))
+    pictures = np.concatenate(sets)
+    return pictures[np.random.default_rng(0).permutation(len(pictures))]
+
+
+def draw(key: jax.Array, pictures: jax.Array, n: int, crop: int) -> jax.Array:
+    """n random crops, (n, crop, crop, 3) float32 in [-1, 1], half of them mirrored and every second disturbed."""
+
+    def one(key, disturb):
+        keys = jax.random.split(key, 7)
+        room = pictures.shape[1] - crop + 1
+        i = jax.random.randint(keys[0], (), 0, len(pictures))
+        top, left = jax.random.randint(keys[1], (2,), 0, room)
+        image = lax.dynamic_slice(pictures, (i, top, left, 0), (1, crop, crop, 3))[0]
+        image = data_module.to_float(image)
+        image = jnp.where(jax.random.bernoulli(keys[2]), image, image[:, ::-1])
+        gain = jax.random.uniform(keys[3], (3,), minval=0.5, maxval=1.5)
+        tint = 0.3 * jax.random.normal(keys[4], (3,))
+        noise = 0.3 * jax.random.uniform(keys[5]) ** 2 * jax.random.normal(keys[6], image.shape)
+        return jnp.where(disturb, jnp.clip(image * gain + tint + noise, -1, 1), image)
+
+    return jax.vmap(one)(jax.random.split(key, n), jnp.arange(n) // 2 % 2 == 0)
+
+
+def relative_errors(found: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Squared error over mean square of the target, of features (b, h, w, c) and of their Gram matrices."""
+    gram_found, gram_target = (jnp.einsum("bhwc,bhwd->bcd", x, x) / x[0, ..., 0].size for x in (found, target))
+    value = jnp.mean((found - target) ** 2) / jnp.mean(target**2)
+    return value, jnp.mean((gram_found - gram_target) ** 2) / jnp.mean(gram_target**2)
+
+
+def evaluate(features: Any, params: Any, held_out: np.ndarray, settings: Settings) -> dict[str, dict[str, float]]:
+    """Mean errors on pictures that were not trained on, undisturbed."""
+    n = settings.batch_size
+    batches = [data_module.to_float(held_out[i : i + n]) for i in range(0, len(held_out) - n + 1, n)]
+    errors = [jax.tree.map(float, features(params, batch)) for batch in batches]
+    mean = jax.tree.map(lambda *values: float(np.mean(values)), *errors)
+    return {tap: {"features": round(value, 5), "gram": round(gram, 5)} for tap, (value, gram) in mean.items()}
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")
