@@ -1,16 +1,18 @@
-"""Images to files (PNG, GIF), grids of samples, and walks through latent space, in NumPy; jax arrays are accepted.
+"""Pictures from and to files, grids of samples, and walks through latent space, in NumPy; jax arrays are accepted.
 
 Float images are in [-1, 1], the range of the generators; uint8 images are taken as they are. Errors about an array's
 shape or values are ValueError and name what was received.
 """
 
+import contextlib
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ganstyle_jax.files import atomic_path
+from ganstyle_jax.files import UserError, atomic_path
 
 GIF_PALETTE_PIXELS = 1 << 16  # how many pixels of all frames the palette is chosen from; more take long, not better
 
@@ -62,6 +64,50 @@ def _square_columns(n: int, height: int, width: int) -> int:
         return round(max(ratio, 1 / ratio), 9), rows * columns - n, rows
 
     return min(range(1, n + 1), key=badness)
+
+
+def read_picture(path: Path | str) -> np.ndarray:
+    """A picture file of any mode as (h, w, 3) float32 in [-1, 1]: upright, over white where it is transparent, in sRGB.
+
+    An embedded colour profile is honoured. Raises UserError for what is missing, damaged, or a picture of one pixel's
+    width or height.
+    """
+    from PIL import Image, ImageCms, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            profile = image.info.get("icc_profile")
+            image = ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise UserError(f"there is no picture {path}") from None
+    except Exception as error:  # Pillow's readers raise nearly everything when a file is damaged
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read as a picture: {reason}") from error
+    if min(image.size) < 2:
+        raise UserError(f"{path} has {image.width} x {image.height} pixels; at least 2 x 2 are needed")
+    if image.mode.startswith("I"):  # 16 bits of grey
+        grey = np.asarray(image).astype(np.float32) / 32767.5 - 1
+        return np.repeat(grey[..., None], 3, -1)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        with contextlib.suppress(ImageCms.PyCMSError):  # a profile that is damaged, or of another mode, is passed over
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+    return np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1
+
+
+def resize(image: Any, shape: tuple[int, int]) -> np.ndarray:
+    """(h, w, c) float -> (*shape, c) float32 by Lanczos, which smooths away what a smaller picture cannot hold."""
+    from PIL import Image
+
+    image = np.asarray(image, np.float32)
+    if image.shape[:2] == shape:
+        return image
+    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(image, -1, 0)]
+    bands = [np.asarray(band.resize(shape[::-1], Image.Resampling.LANCZOS)) for band in bands]
+    return np.stack(bands, axis=-1)
 
 
 def save_png(path: Path | str, image: Any) -> None:

@@ -100,3 +100,31 @@ def gradient_penalty(
     # sqrt has no derivative at 0, where a new critic may well be: step round it, inside and outside.
     norm = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     return (norm - 1) ** 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Style transfer: of one image's features (h, w, c), each a scalar
+
+
+def gram_matrix(features: jax.Array) -> jax.Array:
+    """Correlations of channels, (..., h, w, c) -> (..., c, c), in at least float32 (Gatys et al. 2016, eq. 3).
+
+    Differs: divided by h * w, so that it does not change with the size of the image.
+    """
+    h, w = features.shape[-3:-1]
+    precision = jnp.promote_types(features.dtype, jnp.float32)
+    return jnp.einsum("...hwc,...hwd->...cd", features, features, preferred_element_type=precision) / (h * w)
+
+
+def relative_error(found: jax.Array, target: jax.Array) -> jax.Array:
+    """Squared difference over the squares of the target, both summed: 0 if equal, 1 for nothing at all."""
+    found, target = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (found, target))
+    return jnp.sum((found - target) ** 2) / jnp.sum(target**2)
+
+
+def total_variation(image: jax.Array) -> jax.Array:
+    """Mean squared difference of neighbouring pixels, down and across, (h, w, c) -> ().
+
+    Mahendran & Vedaldi 2015 (arXiv:1412.0035), section 3.2 with beta = 2, as a mean instead of a sum.
+    """
+    return jnp.mean((image[1:] - image[:-1]) ** 2) + jnp.mean((image[:, 1:] - image[:, :-1]) ** 2)
