@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ganstyle_jax.files import UserError, atomic_path
+from ganstyle_jax.files import UserError, atomic_path, cache_dir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,14 @@ class Train:
 
     method: tyro.conf.Positional[str]  # dcgan, or a Python file of your own such as ./my_gan.py
     settings: tyro.conf.Positional[tuple[str, ...]] = ()  # --data SOURCE and the method's settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Stylize:
+    """Paint a picture in the manner of others. `ganstyle stylize --help` lists the settings."""
+
+    content: tyro.conf.Positional[Path]  # picture, or a folder of them
+    styles: tyro.conf.Positional[tuple[Path, ...]]  # pictures whose manner to take, or folders of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +78,28 @@ class Data:
     data_dir: Path | None = None  # where to; by default where TFDS looks, ~/tensorflow_datasets
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """List, fetch, import or verify the weights of feature networks.
+
+    `ganstyle weights list`; `ganstyle weights fetch NAME` downloads; `ganstyle weights import FILE` takes what was
+    fetched by hand; `ganstyle weights verify` recomputes the sums of all that is here.
+    """
+
+    action: tyro.conf.Positional[Literal["list", "fetch", "import", "verify"]]  # what to do
+    # to fetch: a name from the list; to import: a .pth, .h5, .npz or .safetensors file
+    what: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[NAME|FILE]")] = None
+    name: str | None = None  # to import by; by default the name of these very weights in the list, or the file's
+
+
 Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Stylize, tyro.conf.subcommand("stylize")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Weights, tyro.conf.subcommand("weights")]
 )
 CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
@@ -87,10 +111,15 @@ def main(args: list[str] | None = None) -> None:
         if len(args) > 1 and args[0] == "train" and not args[1].startswith("-"):
             train(args[1], args[2:])
             return
+        if args[:1] == ["stylize"]:
+            stylize(args[1:])
+            return
         command = tyro.cli(Command, prog="ganstyle", args=args, config=CONFIG, description=__package_doc())  # type: ignore
-        {Quickstart: quickstart, Sample: sample, Convert: convert, Data: prepare, Train: _train_without_method}[
-            type(command)
-        ](command)
+        run: Any = {
+            **{Quickstart: quickstart, Train: _train_without_method, Sample: sample, Convert: convert, Data: prepare},
+            **{Weights: manage_weights},
+        }
+        run[type(command)](command)
 
 
 def experiment(name: str, description: str | None, data: str, loop: Any, config: Any) -> None:
@@ -166,6 +195,30 @@ def train(
     from ganstyle_jax import train as training
 
     training.run(method, chosen.config, chosen.data, chosen.loop)
+
+
+def stylize(args: list[str]) -> None:
+    """`ganstyle stylize CONTENT STYLE ...`: the flags are the fields of two dataclasses."""
+    from ganstyle_jax import stylize as program
+    from ganstyle_jax.style import gatys
+
+    command = dataclasses.make_dataclass(
+        "Settings",
+        [
+            ("content", tyro.conf.Positional[Path]),
+            ("styles", tyro.conf.Positional[tuple[Path, ...]]),
+            ("settings", program.Settings, dataclasses.field(default=program.Settings())),
+            ("config", gatys.Config, dataclasses.field(default=gatys.Config())),
+        ],
+        frozen=True,
+    )
+    description = "Paint CONTENT, a picture or a folder of them, in the manner of the pictures STYLES."
+    try:
+        chosen: Any = tyro.cli(command, prog="ganstyle stylize", args=args, config=CONFIG, description=description)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    use_cache()
+    program.run(chosen.content, chosen.styles, chosen.config, chosen.settings)
 
 
 UNWRITABLE = (
@@ -271,11 +324,26 @@ def prepare(command: Data) -> None:
     print(f"{command.name} is ready in {folder}: train with --data tfds:{command.name}")
 
 
-def cache_dir() -> Path:
-    """$GANSTYLE_HOME, by default ganstyle_jax in the user's cache folder."""
-    if "GANSTYLE_HOME" in os.environ:
-        return Path(os.environ["GANSTYLE_HOME"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ganstyle_jax"
+def manage_weights(command: Weights) -> None:
+    takes = {"fetch": "a NAME", "import": "a FILE"}
+    if (command.what is None) == (command.action in takes):
+        raise UserError(f"ganstyle weights {command.action} takes {takes.get(command.action, 'nothing')}")
+    if command.name is not None and command.action != "import":
+        raise UserError("--name belongs to ganstyle weights import")
+    from ganstyle_jax import weights
+
+    if command.action == "list":
+        print("\n".join(map(weights.describe, weights.names())))
+    elif command.action == "fetch":
+        print(f"{command.what} is ready in {weights.fetch(str(command.what))}")
+    elif command.action == "import":
+        kept = weights.import_file(str(command.what), command.name)
+        print(f"{command.what} is imported into {kept}:\n{weights.describe(kept.stem)}")
+    else:
+        faults = {name: weights.fault(name) for name in weights.kept_names()}
+        print("\n".join(f"{name} {fault or 'is sound'}" for name, fault in faults.items()) or "no weights are here yet")
+        if wrong := [f"{name} {fault}" for name, fault in faults.items() if fault]:
+            raise UserError(f"{'; '.join(wrong)}: fetch or import it again")
 
 
 def use_cache() -> None:

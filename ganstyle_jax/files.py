@@ -14,6 +14,13 @@ class UserError(Exception):
     """
 
 
+def cache_dir() -> Path:
+    """$GANSTYLE_HOME, by default ganstyle_jax in the user's cache folder."""
+    if "GANSTYLE_HOME" in os.environ:
+        return Path(os.environ["GANSTYLE_HOME"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ganstyle_jax"
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Gives a temporary path beside `path`, renamed to `path` when the block ends and removed when it raises.

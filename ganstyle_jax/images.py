@@ -1,18 +1,16 @@
-"""Pictures from and to files, grids of samples, and walks through latent space, in NumPy; jax arrays are accepted.
+"""Grids of samples, walks through latent space, and PNG and GIF files of both, in NumPy; jax arrays are accepted.
 
 Float images are in [-1, 1], the range of the generators; uint8 images are taken as they are. Errors about an array's
-shape or values are ValueError and name what was received.
+shape or values are ValueError and name what was received. `pictures` reads and writes other files.
 """
 
-import contextlib
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ganstyle_jax.files import UserError, atomic_path
+from ganstyle_jax.files import atomic_path
 
 GIF_PALETTE_PIXELS = 1 << 16  # how many pixels of all frames the palette is chosen from; more take long, not better
 
@@ -23,13 +21,23 @@ def to_uint8(images: Any) -> np.ndarray:
     The exact inverse of `x / 127.5 - 1` for all 256 values, in float32 and float64. Raises ValueError for NaN and for
     integers, whose range is unknown.
     """
+    return _to_integers(images, np.uint8)
+
+
+def to_uint16(images: Any) -> np.ndarray:
+    """As `to_uint8`, with 16 bits: the exact inverse of `x / 32767.5 - 1` for all 65,536 values."""
+    return _to_integers(images, np.uint16)
+
+
+def _to_integers(images: Any, dtype: type[np.unsignedinteger]) -> np.ndarray:
     images = np.asarray(images)
     _check_images(images)
     if images.dtype == np.uint8:
         raise ValueError(f"images are uint8 already, of shape {images.shape}; floats in [-1, 1] are accepted")
     # Not in float16 or bfloat16, which cannot tell neighbouring values apart near 255.
     values = images.astype(np.float64 if images.dtype == np.float64 else np.float32)
-    return np.rint(np.clip((values + 1) * 127.5, 0, 255)).astype(np.uint8)
+    largest = np.iinfo(dtype).max
+    return np.rint(np.clip((values + 1) * (largest / 2), 0, largest)).astype(dtype)
 
 
 def grid(images: Any, columns: int | None = None, padding: int = 2) -> np.ndarray:
@@ -64,38 +72,6 @@ def _square_columns(n: int, height: int, width: int) -> int:
         return round(max(ratio, 1 / ratio), 9), rows * columns - n, rows
 
     return min(range(1, n + 1), key=badness)
-
-
-def read_picture(path: Path | str) -> np.ndarray:
-    """A picture file of any mode as (h, w, 3) float32 in [-1, 1]: upright, over white where it is transparent, in sRGB.
-
-    An embedded colour profile is honoured. Raises UserError for what is missing, damaged, or a picture of one pixel's
-    width or height.
-    """
-    from PIL import Image, ImageCms, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            profile = image.info.get("icc_profile")
-            image = ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise UserError(f"there is no picture {path}") from None
-    except Exception as error:  # Pillow's readers raise nearly everything when a file is damaged
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read as a picture: {reason}") from error
-    if min(image.size) < 2:
-        raise UserError(f"{path} has {image.width} x {image.height} pixels; at least 2 x 2 are needed")
-    if image.mode.startswith("I"):  # 16 bits of grey
-        grey = np.asarray(image).astype(np.float32) / 32767.5 - 1
-        return np.repeat(grey[..., None], 3, -1)
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    if profile and image.mode in ("RGB", "CMYK", "L"):
-        with contextlib.suppress(ImageCms.PyCMSError):  # a profile that is damaged, or of another mode, is passed over
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
-    return np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1
 
 
 def resize(image: Any, shape: tuple[int, int]) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""Perceptual features: VGG-16, VGG-19 and networks laid out like them, tapped by the field's names of their layers.
+"""Perceptual features: VGG-16, VGG-19, networks laid out like them, and SqueezeNet, tapped by their layers' names.
 
-    network, params = vgg.load("compact")
+    network, params = weights.load("vgg19")
     taps = network.apply(params, images, ("relu1_1", "relu4_2"))      # {"relu1_1": (b, h, w, c), ...}
 
-Paper: Simonyan & Zisserman 2015 (arXiv:1409.1556), configurations D and E without their classifiers. `conv4_2` is the
-second convolution of the fourth block, `relu4_2` what follows it and `pool4` what ends the block.
+Papers: Simonyan & Zisserman 2015 (arXiv:1409.1556), configurations D and E; Iandola et al. 2016 (arXiv:1602.07360), in
+the authors' version 1.1; both without their classifiers. `conv4_2` is the second convolution of VGG's fourth block,
+`relu4_2` what follows it and `pool4` what ends the block.
 
 Images are RGB in [-1, 1], as everywhere here. What a network was trained on differs: RGB in [0, 1] less ImageNet's mean
 and over its deviation (torchvision), BGR in [0, 255] less a mean (Caffe, Keras), RGB in [0, 1] (the normalised VGG).
@@ -18,10 +19,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ganstyle_jax import layers
 
 Params = dict[str, dict[str, jax.Array]]
+Padding = Literal["zeros", "reflect", "replicate"]
 POOL_GAIN = {"max": 1.0, "average": 2.0}  # the next layers expect values of the size of the largest
 PAD_MODES = {"reflect": "reflect", "replicate": "edge"}
 
@@ -35,9 +38,10 @@ class VGG:
     """
 
     channels: tuple[tuple[int, ...], ...]  # of each convolution, block by block
-    padding: Literal["zeros", "reflect", "replicate"] = "zeros"  # of all convolutions
-    first_padding: Literal["zeros", "reflect", "replicate"] | None = None  # of the first one, if it differs
+    padding: Padding = "zeros"  # of all convolutions
+    first_padding: Padding | None = None  # of the first one, if it differs
     pooling: Literal["max", "average"] = "max"  # average: Gatys et al. 2016, doubled
+    ceil_mode: bool = False  # a last odd row or column is pooled with itself rather than dropped
     dtype: str = "float32"  # of the arithmetic and the features
     remat: bool = False  # compute blocks again for the gradient rather than keep them: less memory, a third slower
     platform: Literal["auto", "cpu", "xla"] = "auto"  # see layers.conv
@@ -54,13 +58,19 @@ class VGG:
 
     def check(self, taps: Iterable[str]) -> None:
         """ValueError for a tap that this network does not have."""
-        if unknown := [tap for tap in taps if tap not in self.names]:
-            raise ValueError(f"the network has no layer {unknown[0]!r}; it has {', '.join(self.names)}")
+        _check(taps, self.names)
 
     def smallest_side(self, taps: Iterable[str]) -> int:
         """Pixels that the shorter side of an image needs to give every tap at least one value (two where reflected)."""
-        depth = max((int(tap[4]) + tap.startswith("pool") for tap in taps), default=1)
-        return 2 ** (depth - 1) * (2 if "reflect" in (self.padding, self.first_padding) else 1)
+        side = 2 if self.first_padding == "reflect" else 1
+        for tap in taps:
+            block, needed = int(tap[4]), 2 if self.padding == "reflect" else 1
+            if tap.startswith("pool") and not self.ceil_mode:
+                needed = 2
+            for _ in range(block - 1):
+                needed = 2 * needed - self.ceil_mode
+            side = max(side, needed)
+        return side
 
     def init(self, key: jax.Array) -> Params:
         """Random weights, He et al. 2015."""
@@ -69,16 +79,14 @@ class VGG:
         for i, block in enumerate(self.channels, start=1):
             for j, features in enumerate(block, start=1):
                 key, key_kernel = jax.random.split(key)
-                kernel = jax.random.normal(key_kernel, (3, 3, before, features)) * (2 / (9 * before)) ** 0.5
-                params[f"conv{i}_{j}"] = {"kernel": kernel, "bias": jnp.zeros(features)}
+                params[f"conv{i}_{j}"] = _he(key_kernel, 3, before, features)
                 before = features
         return params
 
     def apply(self, params: Params, images: jax.Array, taps: Sequence[str]) -> dict[str, jax.Array]:
         """Images (b, h, w, 3) in [-1, 1] to the features (b, h', w', c) of each tap, and no further than the last."""
         self.check(taps)
-        x = images.astype(self.dtype) @ params["input"]["kernel"].astype(self.dtype)
-        x += params["input"]["bias"].astype(self.dtype)
+        x = map_colours(images, params["input"], self.dtype)
         wanted, found = set(taps), {}
         for i in range(1, len(self.channels) + 1):
             if wanted <= found.keys():
@@ -93,7 +101,7 @@ class VGG:
     def _block(self, params: Params, x: jax.Array, i: int, wanted: frozenset[str]) -> tuple[jax.Array, dict]:
         found = {}
         if i > 1:
-            x = found[f"pool{i - 1}"] = pool(x, self.pooling)
+            x = found[f"pool{i - 1}"] = pool(x, self.pooling, self.ceil_mode)
         last = max((self.names.index(tap) for tap in wanted), default=-1)
         for j in range(1, len(self.channels[i - 1]) + 1):
             if self.names.index(f"conv{i}_{j}") > last:
@@ -108,9 +116,114 @@ VGG16 = VGG(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3))
 VGG19 = VGG(((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4))
 COMPACT = VGG(((16, 16), (32, 32), (64, 64, 64), (128, 128), (128,)), padding="reflect")  # ships with the package
 
+# Channels of each fire module of SqueezeNet 1.1: what it squeezes to, and each half of what it expands to.
+FIRES = {
+    **{"fire2": (16, 64), "fire3": (16, 64), "fire4": (32, 128), "fire5": (32, 128)},
+    **{"fire6": (48, 192), "fire7": (48, 192), "fire8": (64, 256), "fire9": (64, 256)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SqueezeNet:
+    """SqueezeNet 1.1: a 3x3 convolution of stride 2 without padding, then fire modules; hashable like `VGG`.
+
+    A fire module squeezes by a 1x1 convolution and expands by a 1x1 and a 3x3 one side by side, each with ReLU; its tap
+    is what they give together. Weights: as VGG's, with "conv1", "fire2_squeeze", "fire2_expand1x1", "fire2_expand3x3".
+    """
+
+    padding: Padding = "zeros"  # of the fire modules' 3x3 convolutions
+    pooling: Literal["max", "average"] = "max"  # 3x3 of stride 2
+    ceil_mode: bool = True  # pool what is left over at the edges too, as torchvision does and Keras does not
+    dtype: str = "float32"  # of the arithmetic and the features
+    remat: bool = False  # compute modules again for the gradient rather than keep them
+    platform: Literal["auto", "cpu", "xla"] = "auto"  # see layers.conv
+
+    @property
+    def names(self) -> list[str]:
+        """All taps, in order."""
+        fires = list(FIRES)
+        return ["conv1", "relu1", "pool1", *fires[:2], "pool3", *fires[2:4], "pool5", *fires[4:]]
+
+    def check(self, taps: Iterable[str]) -> None:
+        """ValueError for a tap that this network does not have."""
+        _check(taps, self.names)
+
+    def smallest_side(self, taps: Iterable[str]) -> int:
+        """Pixels that the shorter side of an image needs to give every tap at least one value (two where reflected)."""
+        needed = 1
+        for name in reversed(self._until(taps)):
+            if name in FIRES and self.padding == "reflect":
+                needed = max(needed, 2)
+            elif name.startswith("pool"):
+                needed = 2 * needed if self.ceil_mode else 2 * needed + 1
+            elif name == "conv1":
+                needed = 2 * needed + 1
+        return needed
+
+    def init(self, key: jax.Array) -> Params:
+        """Random weights, He et al. 2015."""
+        params: Params = {"input": {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}}
+        shapes, before = {"conv1": (3, 3, 64)}, 64
+        for fire, (squeezed, expanded) in FIRES.items():
+            shapes[f"{fire}_squeeze"] = (1, before, squeezed)
+            shapes[f"{fire}_expand1x1"] = (1, squeezed, expanded)
+            shapes[f"{fire}_expand3x3"] = (3, squeezed, expanded)
+            before = 2 * expanded
+        for key_layer, (layer, shape) in zip(jax.random.split(key, len(shapes)), shapes.items(), strict=True):
+            params[layer] = _he(key_layer, *shape)
+        return params
+
+    def apply(self, params: Params, images: jax.Array, taps: Sequence[str]) -> dict[str, jax.Array]:
+        """Images (b, h, w, 3) in [-1, 1] to the features (b, h', w', c) of each tap, and no further than the last."""
+        self.check(taps)
+        x = map_colours(images, params["input"], self.dtype)
+        found = {}
+        for name in self._until(taps):
+            if name == "conv1":
+                kernel, bias = (params[name][part].astype(x.dtype) for part in ("kernel", "bias"))
+                axes = ("NHWC", "HWIO", "NHWC")
+                x = lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=axes) + bias
+            elif name == "relu1":
+                x = jax.nn.relu(x)
+            elif name in FIRES:
+                fire = jax.checkpoint(self._fire, static_argnums=2) if self.remat else self._fire
+                x = fire(params, x, name)
+            else:
+                x = pool_3x3(x, self.pooling, self.ceil_mode)
+            found[name] = x
+        return {tap: found[tap] for tap in taps}
+
+    def _until(self, taps: Iterable[str]) -> list[str]:
+        """The taps up to the last of these."""
+        return self.names[: max((self.names.index(tap) + 1 for tap in taps), default=0)]
+
+    def _fire(self, params: Params, x: jax.Array, name: str) -> jax.Array:
+        x = jax.nn.relu(convolve(x, params[f"{name}_squeeze"], "zeros", self.platform))
+        left = convolve(x, params[f"{name}_expand1x1"], "zeros", self.platform)
+        right = convolve(x, params[f"{name}_expand3x3"], self.padding, self.platform)
+        return jax.nn.relu(jnp.concatenate([left, right], axis=-1))
+
+
+Network = VGG | SqueezeNet
+
+
+def _check(taps: Iterable[str], names: list[str]) -> None:
+    if unknown := [tap for tap in taps if tap not in names]:
+        raise ValueError(f"the network has no layer {unknown[0]!r}; it has {', '.join(names)}")
+
+
+def _he(key: jax.Array, size: int, before: int, features: int) -> dict[str, jax.Array]:
+    kernel = jax.random.normal(key, (size, size, before, features)) * (2 / (size**2 * before)) ** 0.5
+    return {"kernel": kernel, "bias": jnp.zeros(features)}
+
+
+def map_colours(images: jax.Array, params: dict[str, jax.Array], dtype: str) -> jax.Array:
+    """The affine map of the three colours, (..., 3) -> (..., 3), at full precision whatever the features' type."""
+    return (jnp.matmul(images, params["kernel"], precision="highest") + params["bias"]).astype(dtype)
+
 
 def convolve(x: jax.Array, params: dict[str, jax.Array], padding: str, platform: str = "auto") -> jax.Array:
-    """3x3 convolution that keeps the size, with bias."""
+    """Convolution that keeps the size, with bias; 3x3 or, with zeros, any odd size."""
     kernel, bias = params["kernel"].astype(x.dtype), params["bias"].astype(x.dtype)
     if padding == "zeros":
         return layers.conv(x, kernel, platform) + bias
@@ -118,10 +231,53 @@ def convolve(x: jax.Array, params: dict[str, jax.Array], padding: str, platform:
     return layers.conv(x, kernel, platform)[:, 1:-1, 1:-1] + bias
 
 
-def pool(x: jax.Array, pooling: str) -> jax.Array:
-    """2x2 pooling of stride 2, (b, h, w, c) -> (b, h // 2, w // 2, c)."""
+def pool(x: jax.Array, pooling: str, ceil_mode: bool = False) -> jax.Array:
+    """2x2 pooling of stride 2, (b, h, w, c) -> (b, h // 2, w // 2, c), rounded up in `ceil_mode`."""
+    if ceil_mode:  # a repeated value changes neither the largest nor the mean
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
     if pooling == "max":
         return layers.max_pool(x)
-    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    quarters = [x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
-    return POOL_GAIN[pooling] / 4 * functools.reduce(jnp.add, quarters)
+    return POOL_GAIN[pooling] * _mean(_windows(x, 2))
+
+
+def pool_3x3(x: jax.Array, pooling: str, ceil_mode: bool) -> jax.Array:
+    """3x3 pooling of stride 2, (b, h, w, c) -> (b, (h - 1) // 2, (w - 1) // 2, c), or h // 2 and w // 2 in `ceil_mode`.
+
+    There the last row and column are repeated where they are needed: the largest values are those of PyTorch's
+    `ceil_mode`, averages differ from its at these edges.
+    """
+    if ceil_mode:
+        x = jnp.pad(x, ((0, 0), (0, (x.shape[1] + 1) % 2), (0, (x.shape[2] + 1) % 2), (0, 0)), mode="edge")
+    return _max_pool_3x3(x) if pooling == "max" else POOL_GAIN[pooling] * _mean(_windows(x, 3))
+
+
+def _windows(x: jax.Array, size: int) -> list[jax.Array]:
+    """The pixels of each window of that size and stride 2, in reading order."""
+    h, w = ((side - size) // 2 * 2 + 1 for side in x.shape[1:3])
+    return [x[:, i : i + h : 2, j : j + w : 2] for i in range(size) for j in range(size)]
+
+
+def _mean(parts: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, parts) / len(parts)
+
+
+@jax.custom_vjp
+def _max_pool_3x3(x: jax.Array) -> jax.Array:
+    """As `layers.max_pool`, of windows that overlap."""
+    return functools.reduce(jnp.maximum, _windows(x, 3))
+
+
+def _max_pool_3x3_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
+    x, y = residuals
+    taken, total = jnp.zeros(y.shape, bool), jnp.zeros(x.shape, gradient.dtype)
+    left = [side - 2 * pooled + 1 for side, pooled in zip(x.shape[1:3], y.shape[1:3], strict=True)]
+    for n, part in enumerate(_windows(x, 3)):
+        first = (part == y) & ~taken
+        taken |= first
+        i, j = divmod(n, 3)
+        places = ((0, 0, 0), (i, left[0] - i, 1), (j, left[1] - j, 1), (0, 0, 0))  # back to where the part came from
+        total += lax.pad(jnp.where(first, gradient, 0), jnp.zeros((), gradient.dtype), places)
+    return (total,)
+
+
+_max_pool_3x3.defvjp(lambda x: ((y := _max_pool_3x3(x)), (x, y)), _max_pool_3x3_backward)

@@ -652,3 +652,51 @@ def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("GANSTYLE_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cli.cache_dir() == tmp_path / "ganstyle_jax"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights of feature networks
+
+
+def test_weights_from_file_to_network(tmp_path, monkeypatch, capsys, data_dir):
+    from ganstyle_jax import weights
+
+    monkeypatch.setenv("GANSTYLE_HOME", str(tmp_path))
+    file = data_dir / "weights/squeezenet_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    assert ganstyle("weights", "import", file) == 0
+    assert ganstyle("weights", "import", file, "--name=mine") == 0
+    capsys.readouterr()
+    assert ganstyle("weights", "list") == 0
+    listed = capsys.readouterr().out
+    assert re.search(r"^squeezenet-keras +here +3 MB .*MIT\n +https://\S+$", listed, re.MULTILINE)
+    assert re.search(r"^vgg19 +- +575 MB .*BSD-3-Clause\n +https://\S+vgg19-dcbb9e9d.pth$", listed, re.MULTILINE)
+    assert re.search(rf"^mine +here +imported\n +{re.escape(str(file))}$", listed, re.MULTILINE)
+    assert weights.load("squeezenet-keras")[0] == weights.load("mine")[0]
+    assert ganstyle("weights", "verify") == 0
+    assert capsys.readouterr().out == "mine is sound\nsqueezenet-keras is sound\n"
+    (tmp_path / "weights/mine.safetensors").write_bytes(b"")
+    assert "mine has changed since it was written: fetch or import it again" in refusal(capsys, "weights", "verify")
+
+
+def test_weights_refuses(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GANSTYLE_HOME", str(tmp_path))
+    assert "takes a NAME" in refusal(capsys, "weights", "fetch")
+    assert "takes a FILE" in refusal(capsys, "weights", "import")
+    assert "takes nothing" in refusal(capsys, "weights", "verify", "vgg19")
+    assert "--name belongs to" in refusal(capsys, "weights", "fetch", "vgg19", "--name=mine")
+    assert "under the name vgg20; there are vgg19, vgg16" in refusal(capsys, "weights", "fetch", "vgg20")
+    assert "No such file" in refusal(capsys, "weights", "import", tmp_path / "vgg.pth")
+    (tmp_path / "vgg.pth").write_text("<html>")
+    assert "is a web page" in refusal(capsys, "weights", "import", tmp_path / "vgg.pth", "--name=vgg19")
+
+
+def test_weights_without_a_network(tmp_path):
+    """One sentence within 15 s. A proxy that is not there stands for no network."""
+    proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    environment = os.environ | proxies | {"GANSTYLE_HOME": str(tmp_path), "no_proxy": "", "NO_PROXY": ""}
+    began = time.monotonic()
+    done = process("weights", "fetch", "vgg19", env=environment)
+    assert done.returncode == 1 and time.monotonic() - began < 15
+    said = one_sentence(done.stderr)
+    assert "fetch https://download.pytorch.org/models/vgg19-dcbb9e9d.pth by hand" in said
+    assert "`ganstyle weights import vgg19-dcbb9e9d.pth --name vgg19`" in said

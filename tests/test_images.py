@@ -1,4 +1,4 @@
-"""Closed forms and properties of image files, grids and latent walks."""
+"""Closed forms and properties of PNG and GIF files, grids and latent walks."""
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +16,13 @@ ALL_VALUES = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_to_uint8_inverts_the_input_scaling(dtype):
     np.testing.assert_array_equal(images.to_uint8(ALL_VALUES.astype(dtype) / dtype(127.5) - 1), ALL_VALUES)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_to_uint16_inverts_the_input_scaling(dtype):
+    values = np.arange(65536, dtype=np.uint16)
+    np.testing.assert_array_equal(images.to_uint16(values.astype(dtype) / dtype(32767.5) - 1), values)
+    np.testing.assert_array_equal(images.to_uint16(np.array([-2, 2], dtype)), [0, 65535])
 
 
 def test_to_uint8_of_jax_arrays_and_low_precision():

@@ -10,7 +10,9 @@ Differs from the paper:
   and with any feature network;
 - coarse to fine: a small image is optimised first, enlarged and optimised again, up to the full size, which carries
   large structures over and takes a fraction of the time (Gatys et al. 2017, arXiv:1611.07865, section 6);
-- starts from the content picture by default, and L-BFGS has a line search with the strong Wolfe conditions.
+- starts from the content picture by default;
+- L-BFGS has a line search with the strong Wolfe conditions, and variables of several scales (`spread`), so that a step
+  moves whole areas as readily as single pixels: that takes fewer evaluations than the pixels themselves.
 """
 
 import dataclasses
@@ -27,7 +29,7 @@ import optax
 from jax import lax
 
 from ganstyle_jax import images, losses
-from ganstyle_jax.vgg import VGG, Params
+from ganstyle_jax.vgg import Network, Params
 
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
@@ -48,7 +50,7 @@ class Config:
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     steps: int = 60  # evaluations of loss and gradient at each size
     learning_rate: float = 0.05  # of Adam
-    memory: int = 10  # pairs that L-BFGS keeps
+    memory: int = 20  # pairs that L-BFGS keeps
     smallest: int = 128  # longer side of the first image in pixels
     factor: float = 2**0.5  # from one size to the next
 
@@ -74,9 +76,9 @@ class Config:
     def sizes(self) -> list[int]:
         """Longer sides, from the smallest image to the last."""
         sizes = [self.size]
-        while sizes[0] / self.factor >= self.smallest:
-            sizes.insert(0, round(self.size / self.factor ** len(sizes)))
-        return sizes
+        while (size := round(self.size / self.factor ** len(sizes))) >= self.smallest:
+            sizes.append(size)
+        return sizes[::-1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -91,18 +93,20 @@ class Targets:
     style: dict[str, jax.Array]  # Gram matrices (c, c) by layer
 
 
-def content_features(network: VGG, params: Params, content: jax.Array, cfg: Config) -> dict[str, jax.Array]:
+def content_features(network: Network, params: Params, content: jax.Array, cfg: Config) -> dict[str, jax.Array]:
     """(h, w, 3) in [-1, 1] to features (h', w', c) by layer."""
     return {layer: x[0] for layer, x in network.apply(params, content[None], cfg.content_layers).items()}
 
 
-def gram_matrices(network: VGG, params: Params, style: jax.Array, cfg: Config) -> dict[str, jax.Array]:
+def gram_matrices(network: Network, params: Params, style: jax.Array, cfg: Config) -> dict[str, jax.Array]:
     """(h, w, 3) in [-1, 1] to Gram matrices (c, c) by layer."""
     features = network.apply(params, style[None], cfg.style_layers)
     return {layer: losses.gram_matrix(x[0]) for layer, x in features.items()}
 
 
-def loss_terms(network: VGG, params: Params, image: jax.Array, targets: Targets, cfg: Config) -> dict[str, jax.Array]:
+def loss_terms(
+    network: Network, params: Params, image: jax.Array, targets: Targets, cfg: Config
+) -> dict[str, jax.Array]:
     """The weighted terms of the loss of an image (h, w, 3); their sum is what is minimised."""
     taps = network.apply(params, image[None], tuple(dict.fromkeys((*cfg.content_layers, *cfg.style_layers))))
     weights = np.broadcast_to(np.asarray(cfg.style_layer_weights), len(cfg.style_layers))
@@ -126,7 +130,8 @@ def loss_terms(network: VGG, params: Params, image: jax.Array, targets: Targets,
 class Iterate:
     """Where the optimisation of one image stands."""
 
-    x: jax.Array  # the variables: the image over `step_size`
+    base: jax.Array  # (h, w, 3), the image at the beginning
+    x: jax.Array  # (h, w, 3), the variables, see `to_image`
     value: jax.Array  # loss at x
     gradient: jax.Array
     opt_state: Any
@@ -136,65 +141,96 @@ class Iterate:
 
 
 LOSS_SCALE = 1e4  # so that gradients are longer than 1, or optax would not take the first step of L-BFGS to be so long
+SCALES = 4  # of the variables: single pixels, and averages of squares of 2, 4, 8 and 16
+COARSENESS = 0.4  # how much further a step moves the average of a square twice as large, as a power of 2
 
 
-def step_size(shape: Sequence[int]) -> float:
-    """optax caps the first step of L-BFGS to length 1, and in these variables that is 0.03 for every colour value."""
-    return 0.03 * float(np.prod(shape)) ** 0.5
+def to_image(base: jax.Array, x: jax.Array, cfg: Config) -> jax.Array:
+    """The image that the variables stand for, (h, w, 3) both: for Adam they are the image itself.
+
+    optax caps the first step of L-BFGS to length 1, which in these variables is 0.03 for every colour value.
+    """
+    if cfg.optimizer == "adam":
+        return x
+    return base + 0.03 * float(np.prod(x.shape)) ** 0.5 * spread(x)
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """A symmetric linear map of (h, w, c) that enlarges the averages of 2^k x 2^k squares by 2^(COARSENESS k).
+
+    Natural images vary the more the coarser one looks, about as the wavelength, and so do sensible changes to them.
+    """
+    h, w, c = x.shape
+    edge = 2**SCALES
+    levels = [jnp.pad(x, ((0, -h % edge), (0, -w % edge), (0, 0)))]
+    for _ in range(SCALES):
+        height, width, _ = levels[-1].shape
+        levels.append(levels[-1].reshape(height // 2, 2, width // 2, 2, c).mean((1, 3)))
+    added = jnp.zeros_like(levels[-1])
+    for k in range(SCALES, 0, -1):
+        added += (2 ** (COARSENESS * k) - 2 ** (COARSENESS * (k - 1))) * levels[k]
+        added = jnp.repeat(jnp.repeat(added, 2, 0), 2, 1)
+    return x + added[:h, :w]
 
 
 def optimizer(cfg: Config) -> optax.GradientTransformationExtraArgs:
     if cfg.optimizer == "adam":
         return optax.with_extra_args_support(optax.adam(cfg.learning_rate))
-    return optax.lbfgs(memory_size=cfg.memory, linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=15))
+    # The first guess is always 1, the length of a quasi-Newton step; after a failed search the last one would be 0.
+    search = optax.scale_by_zoom_linesearch(max_linesearch_steps=15, initial_guess_strategy="one")
+    return optax.lbfgs(memory_size=cfg.memory, linesearch=search)
 
 
-def begin(objective: Callable[[jax.Array], jax.Array], image: jax.Array, cfg: Config) -> Iterate:
-    """The first iterate."""
-    # A copy for Adam, because the state is donated and the caller may still want the image.
-    x = image / step_size(image.shape) if cfg.optimizer == "lbfgs" else jnp.copy(image)
-    value, gradient = jax.value_and_grad(objective)(x)
+def begin(objective: Callable[[jax.Array, jax.Array], jax.Array], image: jax.Array, cfg: Config) -> Iterate:
+    """The first iterate. objective(base, x) is the loss, scaled."""
+    # Copies, because the state is donated: the caller may still want the image, and no buffer may be donated twice.
+    base, x = jnp.copy(image), jnp.zeros_like(image) if cfg.optimizer == "lbfgs" else jnp.copy(image)
+    value, gradient = jax.value_and_grad(objective, argnums=1)(base, x)
     zero = jnp.zeros((), jnp.int32)
-    return Iterate(x, value, gradient, optimizer(cfg).init(x), zero + 1, zero, zero)
+    return Iterate(base, x, value, gradient, optimizer(cfg).init(x), zero + 1, zero, zero)
 
 
-def improve(objective: Callable[[jax.Array], jax.Array], at: Iterate, cfg: Config) -> Iterate:
+def improve(objective: Callable[[jax.Array, jax.Array], jax.Array], at: Iterate, cfg: Config) -> Iterate:
     """One step of the optimizer: one evaluation for Adam, as many as the line search takes for L-BFGS."""
     solver: Any = optimizer(cfg)
+    value_fn = functools.partial(objective, at.base)
     if cfg.optimizer == "adam":
         updates, opt_state = solver.update(at.gradient, at.opt_state, at.x)
         x = jnp.clip(at.x + updates, -1, 1)
-        value, gradient = jax.value_and_grad(objective)(x)
+        value, gradient = jax.value_and_grad(value_fn)(x)
         return dataclasses.replace(
             at, x=x, value=value, gradient=gradient, opt_state=opt_state, evaluations=at.evaluations + 1
         )
     updates, opt_state = solver.update(
-        at.gradient, at.opt_state, at.x, value=at.value, grad=at.gradient, value_fn=objective
+        at.gradient, at.opt_state, at.x, value=at.value, grad=at.gradient, value_fn=value_fn
     )
-    search = opt_state[-1]
-    better = (search.info.decrease_error <= 0) & (search.value < at.value) & jnp.isfinite(search.grad).all()
-    evaluations = at.evaluations + search.info.num_linesearch_steps
-
-    def move():
-        x, stuck = at.x + updates, jnp.zeros_like(at.stuck)
-        return Iterate(x, search.value, search.grad, opt_state, evaluations, at.resets, stuck)
-
-    def forget():
-        fresh = solver.init(at.x)
-        return Iterate(at.x, at.value, at.gradient, fresh, evaluations, at.resets + 1, at.stuck + 1)
-
-    return lax.cond(better, move, forget)
+    pairs, *others, search = opt_state
+    moved = (search.info.decrease_error <= 0) & (search.value < at.value) & jnp.isfinite(search.grad).all()
+    # Forgetting is to count pairs as nothing; the pairs themselves, most of the memory, need not be touched.
+    pairs = pairs._replace(
+        count=jnp.where(moved, pairs.count, 0), weights_memory=jnp.where(moved, pairs.weights_memory, 0)
+    )
+    return Iterate(
+        at.base,
+        jnp.where(moved, at.x + updates, at.x),
+        jnp.where(moved, search.value, at.value),
+        jnp.where(moved, search.grad, at.gradient),
+        (pairs, *others, search),
+        at.evaluations + search.info.num_linesearch_steps,
+        at.resets + ~moved,
+        jnp.where(moved, 0, at.stuck + 1),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("network", "cfg", "rows"), donate_argnames="at")
 def advance(
-    network: VGG, params: Params, targets: Targets, at: Iterate, until: jax.Array, cfg: Config, rows: int = 64
+    network: Network, params: Params, targets: Targets, at: Iterate, until: jax.Array, cfg: Config, rows: int = 64
 ) -> tuple[Iterate, jax.Array, jax.Array]:
     """Steps until at least `until` evaluations are done, `rows` steps at most, or nothing can be gained any more.
 
     Also returns the evaluations done, 0 where there was no step, and the loss after each step, (rows,) both.
     """
-    objective = make_objective(network, params, targets, at.x.shape, cfg)
+    objective = make_objective(network, params, targets, cfg)
 
     def more(carry):
         i, at, _, _ = carry
@@ -211,22 +247,20 @@ def advance(
 
 
 @functools.partial(jax.jit, static_argnames=("network", "cfg"))
-def start(network: VGG, params: Params, targets: Targets, image: jax.Array, cfg: Config) -> Iterate:
-    return begin(make_objective(network, params, targets, image.shape, cfg), image, cfg)
+def start(network: Network, params: Params, targets: Targets, image: jax.Array, cfg: Config) -> Iterate:
+    return begin(make_objective(network, params, targets, cfg), image, cfg)
 
 
-def make_objective(network: VGG, params: Params, targets: Targets, shape: tuple[int, ...], cfg: Config):
-    """The loss, scaled, as a function of the variables."""
+def make_objective(
+    network: Network, params: Params, targets: Targets, cfg: Config
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The loss, scaled, as a function of where the image began and of the variables."""
 
-    def objective(x):
-        terms = loss_terms(network, params, to_image(x, cfg), targets, cfg)
+    def objective(base, x):
+        terms = loss_terms(network, params, to_image(base, x, cfg), targets, cfg)
         return LOSS_SCALE * functools.reduce(jnp.add, terms.values())
 
     return objective
-
-
-def to_image(x: jax.Array, cfg: Config) -> jax.Array:
-    return x * step_size(x.shape) if cfg.optimizer == "lbfgs" else x
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,15 +285,17 @@ def stylize(
     content: np.ndarray,
     styles: Sequence[np.ndarray],
     cfg: Config,
-    network: VGG,
+    network: Network,
     params: Params,
     style_weights: Sequence[float] | None = None,
+    init_image: np.ndarray | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> np.ndarray:
     """The content picture in the styles' manner, (h, w, 3) float32 in [-1, 1] with a longer side of `cfg.size`.
 
-    content, styles: (h, w, 3) in [-1, 1], of any size. style_weights: one for each style, their ratio counts; by
-    default all the same. callback: called about once a second; an exception in it ends the optimisation.
+    content, styles: (h, w, 3) in [-1, 1], of any size. style_weights: one for each style, of which the ratio counts; by
+    default all the same. init_image: what to begin with, in the place of `cfg.init`. callback: called about once a
+    second; an exception in it ends the optimisation.
     Raises ValueError for layers that the network lacks and for pictures too small for them.
     """
     weights = np.ones(len(styles)) if style_weights is None else np.asarray(style_weights, float)
@@ -274,8 +310,9 @@ def stylize(
     work = np.cumsum([0.0] + [float(np.prod(shape)) for shape in shapes])
     apply_content = jax.jit(content_features, static_argnums=(0, 3))
     apply_style = jax.jit(gram_matrices, static_argnums=(0, 3))
+    loss_terms_of = jax.jit(loss_terms, static_argnums=(0, 4))
 
-    image = None
+    image = init_image
     for i, shape in enumerate(shapes):
         grams = []
         for style in styles:
@@ -297,19 +334,15 @@ def stylize(
             log = [(int(e), float(v)) for e, v in zip(evaluations, values, strict=True) if e]
             pace = max(1, min(64, int((log[-1][0] - done) / (time.perf_counter() - before))))
             if callback is not None:
-                here = np.clip(np.asarray(to_image(at.x, cfg)), -1, 1)
-                terms = term_values(network, params, targets, at.x, cfg)
+                here = to_image(at.base, at.x, cfg)
+                terms = loss_terms_of(network, params, here, targets, cfg)
                 share = (work[i] + (work[i + 1] - work[i]) * min(1, log[-1][0] / cfg.steps)) / work[-1]
                 terms = {name: float(value) for name, value in terms.items()}
-                callback(Progress(shape, log[-1][0], share, log, terms, int(at.resets), here))
-        image = np.asarray(to_image(at.x, cfg))
+                image_here = np.clip(np.asarray(here), -1, 1)
+                callback(Progress(shape, log[-1][0], share, log, terms, int(at.resets), image_here))
+        image = np.asarray(to_image(at.base, at.x, cfg))
     assert image is not None
     return np.clip(image, -1, 1)
-
-
-@functools.partial(jax.jit, static_argnames=("network", "cfg"))
-def term_values(network: VGG, params: Params, targets: Targets, x: jax.Array, cfg: Config) -> dict[str, jax.Array]:
-    return loss_terms(network, params, to_image(x, cfg), targets, cfg)
 
 
 def fitted_shape(shape: Sequence[int], longer: float) -> tuple[int, int]:

@@ -1,0 +1,303 @@
+"""Style transfer by optimisation: losses, variables, optimizers and the way from coarse to fine."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ganstyle_jax import images, losses, vgg
+from ganstyle_jax.style import gatys
+
+TINY = vgg.VGG(((4, 4), (6,), (8,)), padding="reflect")
+CFG = gatys.Config(
+    size=32, content_layers=("relu3_1",), style_layers=("relu1_1", "relu2_1", "relu3_1"), steps=12, smallest=16
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def params(quick_compile):
+    return TINY.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """(content, style), smooth pictures of different sizes and shapes."""
+    rng = np.random.default_rng(0)
+    small = rng.uniform(-0.9, 0.9, (2, 6, 6, 3))
+    return np.clip(images.resize(small[0], (40, 56)), -1, 1), np.clip(images.resize(small[1], (48, 30)), -1, 1)
+
+
+def targets_of(params, content, style, cfg=CFG):
+    content, style = jnp.asarray(content), jnp.asarray(style)
+    return gatys.Targets(
+        gatys.content_features(TINY, params, content, cfg), gatys.gram_matrices(TINY, params, style, cfg)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def test_gram_matrix_in_closed_form():
+    features = jnp.asarray([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [1.0, 0.0]]])  # (2, 2, 2)
+    np.testing.assert_allclose(losses.gram_matrix(features), np.array([[11, 14], [14, 21]]) / 4, rtol=1e-6)
+
+
+def test_gram_matrix_does_not_know_where_things_are():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6, 8, 5)).astype(np.float32)
+    mixed = rng.permutation(features.reshape(-1, 5)).reshape(8, 6, 5)
+    np.testing.assert_allclose(losses.gram_matrix(features), losses.gram_matrix(mixed), rtol=1e-5, atol=1e-6)
+
+
+def test_gram_matrix_of_a_repeated_picture_is_the_same():
+    features = np.random.default_rng(0).normal(size=(4, 6, 5)).astype(np.float32)
+    doubled = np.tile(features, (2, 3, 1))
+    np.testing.assert_allclose(losses.gram_matrix(features), losses.gram_matrix(doubled), rtol=1e-5, atol=1e-6)
+
+
+def test_gram_matrix_of_bfloat16_is_summed_in_float32():
+    features = jnp.ones((64, 64, 2), jnp.bfloat16)  # 4096 ones, where bfloat16 stops counting at 256
+    gram = losses.gram_matrix(features)
+    assert gram.dtype == jnp.float32
+    np.testing.assert_allclose(gram, np.ones((2, 2)))
+
+
+def test_relative_error_and_total_variation_in_closed_form():
+    target = jnp.asarray([3.0, 4.0])
+    assert losses.relative_error(target, target) == 0
+    assert losses.relative_error(jnp.zeros(2), target) == 1
+    np.testing.assert_allclose(losses.relative_error(jnp.asarray([4.0, 4.0]), target), 1 / 25, rtol=1e-6)
+    ramp = jnp.broadcast_to(jnp.arange(5.0)[:, None, None], (5, 4, 3))
+    assert losses.total_variation(ramp) == 1
+    assert losses.total_variation(2 * ramp.swapaxes(0, 1)) == 4
+
+
+def test_loss_of_the_content_picture_itself(params, scene):
+    content, style = scene
+    terms = gatys.loss_terms(TINY, params, jnp.asarray(content), targets_of(params, *scene), CFG)
+    assert set(terms) == {"content/relu3_1", "style/relu1_1", "style/relu2_1", "style/relu3_1", "tv"}
+    assert terms["content/relu3_1"] == 0
+    assert terms["style/relu1_1"] > 0
+    swapped = gatys.loss_terms(TINY, params, jnp.asarray(style), targets_of(params, style, style), CFG)
+    assert all(swapped[name] == 0 for name in swapped if name != "tv")
+
+
+def test_weights_of_the_loss(params, scene):
+    content, _ = scene
+    targets = targets_of(params, *scene)
+    at = jnp.asarray(content[::-1].copy())
+    plain = gatys.loss_terms(TINY, params, at, targets, CFG)
+    changed = dataclasses.replace(
+        CFG, content_weight=3 * CFG.content_weight, style_weight=2.0, style_layer_weights=(1.0, 0.0, 3.0), tv_weight=0.0
+    )
+    terms = gatys.loss_terms(TINY, params, at, targets, changed)
+    np.testing.assert_allclose(terms["content/relu3_1"], 3 * plain["content/relu3_1"], rtol=1e-6)
+    for layer, share in (("relu1_1", 1 / 4), ("relu2_1", 0.0), ("relu3_1", 3 / 4)):
+        np.testing.assert_allclose(terms[f"style/{layer}"], 2 * 3 * share * plain[f"style/{layer}"], rtol=1e-5)
+    assert terms["tv"] == 0
+
+
+def test_loss_does_not_depend_on_the_scale_of_the_features(params, scene):
+    content, _ = scene
+    louder = {k: dict(v) for k, v in params.items()}
+    louder["conv1_1"] = jax.tree.map(lambda x: 7 * x, params["conv1_1"])  # and so all that follows: biases are 0
+    at = jnp.asarray(content[:, ::-1].copy())
+    quiet = gatys.loss_terms(TINY, params, at, targets_of(params, *scene), CFG)
+    loud = gatys.loss_terms(TINY, louder, at, targets_of(louder, *scene), CFG)
+    for name in quiet:
+        np.testing.assert_allclose(loud[name], quiet[name], rtol=1e-4)
+
+
+def test_gradient_of_the_loss_against_finite_differences(x64, scene):
+    network = dataclasses.replace(TINY, dtype="float64")
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), network.init(jax.random.key(0)))
+    content, style = (jnp.asarray(x, jnp.float64) for x in scene)
+    targets = gatys.Targets(
+        gatys.content_features(network, params, content, CFG), gatys.gram_matrices(network, params, style, CFG)
+    )
+    rng = np.random.default_rng(1)
+    at = content + 0.1 * rng.normal(size=content.shape)
+    direction = jnp.asarray(rng.normal(size=content.shape))
+
+    @jax.jit
+    def loss(t):
+        return sum(gatys.loss_terms(network, params, at + t * direction, targets, CFG).values())
+
+    gradient = jax.jit(jax.grad(lambda x: sum(gatys.loss_terms(network, params, x, targets, CFG).values())))(at)
+    found, h = jnp.sum(gradient * direction), 1e-6
+    np.testing.assert_allclose(found, (loss(h) - loss(-h)) / (2 * h), rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Variables and optimizers
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([1, 2, 15, 16, 17, 33]), st.sampled_from([1, 7, 32, 40]), st.integers(0, 100))
+def test_spread_is_symmetric_and_positive(h, w, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, h, w, 2)).astype(np.float32)
+    left, right = np.vdot(gatys.spread(a), b), np.vdot(a, gatys.spread(b))
+    np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-3)
+    assert np.vdot(gatys.spread(a), a) >= np.vdot(a, a) * 0.999
+
+
+def test_spread_enlarges_what_is_coarse():
+    flat = jnp.ones((32, 48, 1))
+    np.testing.assert_allclose(gatys.spread(flat), 2 ** (gatys.COARSENESS * gatys.SCALES) * flat, rtol=1e-6)
+    checkers = jnp.asarray((np.indices((32, 48)).sum(0) % 2 * 2 - 1)[..., None], jnp.float32)
+    np.testing.assert_allclose(gatys.spread(checkers), checkers, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_optimizers_lower_the_loss_and_count_evaluations(params, scene, optimizer):
+    content, _ = scene
+    cfg = dataclasses.replace(CFG, optimizer=optimizer)
+    targets = targets_of(params, *scene)
+    calls = 0
+
+    def objective(base, x):
+        def count(_):
+            nonlocal calls
+            calls += 1
+
+        value = gatys.make_objective(TINY, params, targets, cfg)(base, x)
+        jax.debug.callback(count, value)
+        return value
+
+    at = jax.jit(lambda x: gatys.begin(objective, x, cfg))(jnp.asarray(content))
+    first = float(at.value)
+    step = jax.jit(lambda at: gatys.improve(objective, at, cfg))
+    for _ in range(15):
+        at = step(at)
+    jax.effects_barrier()
+    assert int(at.evaluations) == calls
+    assert float(at.value) < 0.5 * first
+    assert int(at.resets) == 0
+    np.testing.assert_allclose(at.value, objective(at.base, at.x), rtol=1e-5)
+
+
+def test_lbfgs_forgets_when_a_search_fails_and_goes_on():
+    cfg = dataclasses.replace(CFG, optimizer="lbfgs")
+
+    def smooth(base, x):
+        return 100 * jnp.sum((base + x - 0.3) ** 2)
+
+    def broken(base, x):  # NaN a little away from where it stands
+        return jnp.where(jnp.sum(x**2) > 1e-12, jnp.nan, smooth(base, x))
+
+    at = jax.jit(lambda x: gatys.begin(smooth, x, cfg))(jnp.zeros((4, 4, 3)))
+    stuck = jax.jit(lambda at: gatys.improve(broken, at, cfg))(at)
+    assert (int(stuck.resets), int(stuck.stuck)) == (1, 1)
+    np.testing.assert_array_equal(stuck.x, at.x)
+    assert np.isfinite(stuck.value) and np.isfinite(stuck.gradient).all()
+    step = jax.jit(lambda at: gatys.improve(smooth, at, cfg))
+    going = step(stuck)
+    assert (int(going.resets), int(going.stuck)) == (1, 0) and going.value < stuck.value
+    for _ in range(5):
+        going = step(going)
+    assert going.value < 1e-3 * at.value
+
+
+def test_advance_stops_at_the_evaluations_and_logs_each_step(params, scene):
+    content, _ = scene
+    targets = targets_of(params, *scene)
+    at = gatys.start(TINY, params, targets, jnp.asarray(content), CFG)
+    first = float(at.value) / gatys.LOSS_SCALE
+    at, evaluations, values = gatys.advance(TINY, params, targets, at, np.int32(8), CFG)
+    done = np.asarray(evaluations)[np.asarray(evaluations) > 0]
+    assert done[-1] == int(at.evaluations) >= 8 and done[-2] < 8
+    losses_seen = np.asarray(values)[: len(done)]
+    assert losses_seen[0] < first and (np.diff(losses_seen) < 0).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole pictures
+
+
+def test_sizes_go_by_the_factor():
+    assert gatys.Config(size=512).sizes == [128, 181, 256, 362, 512]
+    assert gatys.Config(size=100).sizes == [100]
+    assert gatys.Config(size=512, smallest=512).sizes == [512]
+    assert gatys.Config(size=400, factor=2.0, smallest=100).sizes == [100, 200, 400]
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_stylize_is_nearer_to_the_style_than_the_content_is(params, scene, optimizer):
+    content, style = scene
+    seen = []
+    cfg = dataclasses.replace(CFG, optimizer=optimizer, steps=40)
+    key = jax.random.key(0)
+    result = gatys.stylize(key, content, [style], cfg, TINY, params, callback=seen.append)
+    assert result.shape == (23, 32, 3) and result.dtype == np.float32 and np.abs(result).max() <= 1
+    assert [p.done for p in seen] == sorted(p.done for p in seen) and seen[-1].done == 1
+    assert {p.shape for p in seen} == {(11, 16), (16, 23), (23, 32)}
+
+    def style_loss(picture):
+        small = images.resize(style, gatys.fitted_shape(style.shape, 32))
+        terms = gatys.loss_terms(TINY, params, jnp.asarray(picture), targets_of(params, picture, small), cfg)
+        return sum(float(v) for k, v in terms.items() if k.startswith("style"))
+
+    assert style_loss(result) < 0.2 * style_loss(images.resize(content, (23, 32)))
+    again = gatys.stylize(key, content, [style], cfg, TINY, params)
+    if optimizer == "adam":  # L-BFGS steps are cut into dispatches by the clock, which its evaluations do not notice
+        np.testing.assert_array_equal(result, again)
+    else:
+        np.testing.assert_allclose(result, again, atol=1e-6)
+
+
+def test_styles_are_blended_by_their_weights(params, scene):
+    content, style = scene
+    other = style[::-1, :, ::-1].copy()
+    key, cfg = jax.random.key(0), dataclasses.replace(CFG, steps=4)
+    only = gatys.stylize(key, content, [style], cfg, TINY, params)
+    first = gatys.stylize(key, content, [style, other], cfg, TINY, params, (2.0, 0.0))
+    np.testing.assert_allclose(first, only, atol=1e-5)
+    both = gatys.stylize(key, content, [style, other], cfg, TINY, params, (1.0, 1.0))
+    assert np.abs(both - only).max() > 1e-3
+
+
+def test_init_from_noise_and_from_a_picture(params, scene):
+    content, style = scene
+    key, cfg = jax.random.key(0), dataclasses.replace(CFG, steps=1, smallest=32)
+    from_picture = gatys.stylize(key, content, [style], cfg, TINY, params, init_image=style)
+    # The one evaluation is that of the beginning, and there is no step.
+    np.testing.assert_array_equal(from_picture, np.clip(images.resize(style, (23, 32)), -1, 1))
+    noisy = dataclasses.replace(cfg, init="noise")
+    a, b = (gatys.stylize(k, content, [style], noisy, TINY, params) for k in jax.random.split(key))
+    assert np.abs(a - b).mean() > 0.1
+    np.testing.assert_array_equal(a, gatys.stylize(jax.random.split(key)[0], content, [style], noisy, TINY, params))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"content_weight": -1.0}, "content_weight must not be negative, got -1.0"),
+        ({"style_scale": 0.0}, "style_scale must be positive, got 0.0"),
+        ({"factor": 1.0}, "factor must be more than 1, got 1.0"),
+        ({"style_layer_weights": (1.0, 2.0)}, "one number or 5, one for each style layer, got 2"),
+    ],
+)
+def test_config_names_what_is_wrong(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        gatys.Config(**wrong)
+
+
+def test_stylize_names_what_is_wrong(params, scene):
+    content, style = scene
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="no layer 'relu9_1'; it has conv1_1, relu1_1"):
+        gatys.stylize(key, content, [style], dataclasses.replace(CFG, content_layers=("relu9_1",)), TINY, params)
+    with pytest.raises(ValueError, match="for each of 2 styles"):
+        gatys.stylize(key, content, [style, style], CFG, TINY, params, (1.0,))
+    with pytest.raises(ValueError, match="too small for these layers"):
+        gatys.stylize(key, content[:2], [style], dataclasses.replace(CFG, size=16), TINY, params)

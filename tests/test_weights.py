@@ -1,0 +1,591 @@
+"""Weights of feature networks: every layout that is read, what is refused, the home folder, and downloads.
+
+Values are compared with PyTorch's in test_vgg.py; here, with those that the file was made of.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import http.server
+import json
+import re
+import threading
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+import test_vgg
+
+from ganstyle_jax import download, torch_files, weights
+from ganstyle_jax.files import UserError
+from ganstyle_jax.vgg import VGG, SqueezeNet
+
+SMALL = VGG(((4, 5), (6,)))
+CAFFE_INPUT = 127.5 * np.eye(3)[::-1], 127.5 - np.array([103.939, 116.779, 123.68])
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANSTYLE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home/weights"
+
+
+def arrays_of(network, seed=0):
+    """Random weights (kernel HWIO, bias) by layer, without the map of the colours."""
+    params = test_vgg.random_params(network, seed)
+    return {
+        layer: (np.asarray(of["kernel"]), np.asarray(of["bias"])) for layer, of in params.items() if layer != "input"
+    }
+
+
+def torchvision_state(network=SMALL, seed=0):
+    """The state dict of a VGG in torchvision's layout."""
+    numbers = test_vgg.torchvision_shapes(network.channels)
+    state = {}
+    for name, (kernel, bias) in zip(numbers, arrays_of(network, seed).values(), strict=True):
+        state |= {f"{name}.weight": kernel.transpose(3, 2, 0, 1), f"{name}.bias": bias}
+    return state
+
+
+def assert_holds(found, network, arrays):
+    """The network, and its weights but for the map of the colours."""
+    assert found[0] == network
+    for layer, (kernel, bias) in arrays.items():
+        np.testing.assert_array_equal(found[1][layer]["kernel"], kernel)
+        np.testing.assert_array_equal(found[1][layer]["bias"], bias)
+    assert found[1].keys() == {"input", *arrays}
+    assert all(x.dtype == np.float32 for x in jax.tree.leaves(found[1]))
+
+
+def refusal(path, function=weights.read):
+    """The sentence with which a file is refused; it names the file."""
+    with pytest.raises(UserError, match=re.escape(str(path))) as caught:
+        function(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layouts
+
+
+def test_torchvision(tmp_path):
+    path = tmp_path / "weights.h5"  # the name says nothing
+    state = torchvision_state()
+    torch_files.write_state_dict(path, state | {"classifier.0.weight": np.ones((2, 2), np.float32)})
+    found = weights.read(path)
+    assert_holds(found, SMALL, arrays_of(SMALL))
+    grey = found[1]["input"]["kernel"].sum(0) * 0.25 + found[1]["input"]["bias"]
+    np.testing.assert_allclose(grey, (0.625 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225], rtol=1e-5)
+
+
+def test_float16_of_torchvision_in_safetensors(tmp_path):
+    from safetensors.numpy import save_file
+
+    state = {name: np.ascontiguousarray(array, np.float16) for name, array in torchvision_state().items()}
+    save_file(state, tmp_path / "model")
+    rounded = {k: (a.astype(np.float16), b.astype(np.float16)) for k, (a, b) in arrays_of(SMALL).items()}
+    assert_holds(weights.read(tmp_path / "model"), SMALL, rounded)
+
+
+@pytest.mark.parametrize("renumbered", [False, True])
+def test_caffe_in_the_layout_of_torchvision(tmp_path, renumbered):
+    """jcjohnson/pytorch-vgg numbers the classifier otherwise; its VGG-19 is known without that too."""
+    network = VGG(((64,),))
+    state = torchvision_state(network)
+    if renumbered:
+        state["features.0.bias"] = np.concatenate([[0.73017758, 0.06493629, 0.03428847, 0.8260386], np.ones(60)])
+    else:
+        state["classifier.1.weight"] = np.ones((2, 2))
+    torch_files.write_state_dict(tmp_path / "vgg.pth", {k: np.asarray(x, np.float32) for k, x in state.items()})
+    for part, expected in zip(("kernel", "bias"), CAFFE_INPUT, strict=True):
+        np.testing.assert_allclose(weights.read(tmp_path / "vgg.pth")[1]["input"][part], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["old", "new", "model", "npz"])
+def test_keras(tmp_path, layout):
+    arrays, path = arrays_of(SMALL), tmp_path / "weights.bin"
+    named = {}
+    for layer, pair in arrays.items():
+        name = re.sub(r"conv(\d)_", r"block\1_conv", layer)
+        for part, initial, array in zip(("kernel", "bias"), "Wb", pair, strict=True):
+            named |= {
+                "old": {f"{name}/{name}_{initial}_1:0": array},
+                "new": {f"{name}/{name}/{part}:0": array},
+                "model": {f"model_weights/{name}/{name}/{part}:0": array, f"optimizer_weights/{name}/{part}:0": array},
+                "npz": {f"{name}_{part}": array},
+            }[layout]
+    if layout == "npz":
+        with open(path, "wb") as file:
+            np.savez(file, **named)
+    else:
+        write_hdf5(path, named | {"fc1/fc1/kernel:0": np.ones((2, 2))})
+    found = weights.read(path)
+    assert_holds(found, SMALL, arrays)
+    for part, expected in zip(("kernel", "bias"), CAFFE_INPUT, strict=True):
+        np.testing.assert_allclose(found[1]["input"][part], expected, rtol=1e-6)
+
+
+def write_hdf5(path, arrays):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+
+
+def squeezenet_keras():
+    arrays = {}
+    for layer, pair in arrays_of(SqueezeNet()).items():
+        name = re.sub(r"squeeze$", "squeeze1x1", layer).replace("_", "/")
+        arrays |= {f"{name}/{name}/kernel:0": pair[0], f"{name}/{name}/bias:0": pair[1]}
+    return arrays
+
+
+def test_squeezenet_of_keras(tmp_path):
+    """With the names of later versions of Keras; the others are in test_vgg.py's file."""
+    write_hdf5(tmp_path / "w.h5", squeezenet_keras() | {"conv10/conv10/kernel:0": np.ones((1, 1, 512, 2))})
+    assert_holds(weights.read(tmp_path / "w.h5"), SqueezeNet(ceil_mode=False), arrays_of(SqueezeNet()))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        VGG(((4, 5), (6,)), "reflect", "replicate", pooling="average", ceil_mode=True),
+        SqueezeNet(pooling="average", ceil_mode=False, padding="reflect"),
+    ],
+    ids=["vgg", "squeezenet"],
+)
+def test_own_files(tmp_path, network):
+    params = test_vgg.random_params(network)
+    weights.write(tmp_path / "own", dataclasses.replace(network, dtype="bfloat16", platform="xla"), params)
+    found, read = weights.read(tmp_path / "own")
+    assert found == network  # but for how it is computed
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    weights.write(tmp_path / "half", network, params, np.float16)
+    assert (tmp_path / "half").stat().st_size < 0.7 * (tmp_path / "own").stat().st_size
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), weights.read(tmp_path / "half")[1], params
+    )
+
+
+def test_own_files_of_the_first_version(tmp_path):
+    from safetensors.numpy import save_file
+
+    arrays = {f"{k}/kernel": kernel for k, (kernel, _) in arrays_of(SMALL).items()}
+    arrays |= {f"{k}/bias": bias for k, (_, bias) in arrays_of(SMALL).items()}
+    arrays |= {"input/kernel": np.eye(3), "input/bias": np.zeros(3)}
+    save_file(arrays, tmp_path / "w", {"architecture": json.dumps({"channels": SMALL.channels, "padding": "zeros"})})
+    assert_holds(weights.read(tmp_path / "w"), SMALL, arrays_of(SMALL))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def test_weights_of_other_networks(tmp_path, data_dir):
+    states = {
+        "resnet": {"conv1.weight": np.zeros((8, 3, 7, 7), np.float32), "layer1.0.conv1.weight": np.zeros(3)},
+        "alexnet": {"features.0.weight": np.zeros((8, 3, 11, 11)), "features.0.bias": np.zeros(8)},
+        "dcgan": {"main.0.weight": np.zeros((8, 3, 4, 4)), "main.2.weight": np.zeros((16, 8, 4, 4))},
+        "vgg11 of grey": {"features.0.weight": np.zeros((8, 1, 3, 3)), "features.0.bias": np.zeros(8)},
+    }
+    for name, state in states.items():
+        torch_files.write_state_dict(tmp_path / name, state)
+        said = refusal(tmp_path / name)
+        assert f"holds no network that is known; it has {next(iter(state))}" in said and "SqueezeNet 1.1" in said
+    np.savez(tmp_path / "images.npz", images=np.zeros((2, 4, 4, 3)))
+    assert "holds no network" in refusal(tmp_path / "images.npz")
+    for name in (
+        "mnist_lenet.pth",
+        "lpips_v0.1/squeeze.pth",
+        "vgg19_normalised/dec_r31.pth",
+        "vgg19_16x_distilled/5SD.pth",
+    ):
+        assert "holds no network" in refusal(data_dir / "weights" / name)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"features.2.weight": np.zeros((5, 7, 3, 3))}, "conv1_2 has a kernel of shape (3, 3, 7, 5), not (3, 3, 4, 5)"),
+        ({"features.2.weight": np.zeros((5, 4))}, "features.2.weight has the shape (5, 4)"),
+        ({"features.5.bias": None}, "it lacks features.5.bias"),
+        ({"features.0.weight": np.full((4, 3, 3, 3), np.nan)}, "conv1_1 has values that are not finite"),
+        ({"features.9.weight": np.zeros((5, 7, 3, 3))}, "features.9 does not follow features.5"),
+        ({"features.1.running_mean": np.zeros(4)}, "batch normalisation"),
+        ({"features.3.squeeze.weight": np.zeros((4, 4, 1, 1))}, "it lacks features.3.squeeze.bias"),
+    ],
+    ids=["shape", "dimensions", "bias", "nan", "numbers", "batchnorm", "squeezenet"],
+)
+def test_damaged_vgg(tmp_path, change, said):
+    state = {k: x for k, x in (torchvision_state() | change).items() if x is not None}
+    torch_files.write_state_dict(tmp_path / "vgg.pth", state)
+    assert said in refusal(tmp_path / "vgg.pth")
+
+
+def test_damaged_keras(tmp_path):
+    arrays = squeezenet_keras()
+    for change, said in (
+        (
+            {"fire3/squeeze1x1/fire3/squeeze1x1/kernel:0": np.zeros((1, 1, 2, 16))},
+            "fire3_squeeze has a kernel of shape",
+        ),
+        (
+            {"fire3/squeeze1x1/fire3/squeeze1x1/kernel:0": np.zeros(3)},
+            "fire3/squeeze1x1 should have a kernel and a bias",
+        ),
+    ):
+        write_hdf5(tmp_path / "w.h5", arrays | change)
+        assert said in refusal(tmp_path / "w.h5")
+        (tmp_path / "w.h5").unlink()
+    write_hdf5(tmp_path / "w.h5", {k: x for k, x in arrays.items() if not k.startswith("fire9/expand1x1")})
+    assert "it lacks fire9_expand1x1" in refusal(tmp_path / "w.h5")
+
+
+def test_damaged_own(tmp_path):
+    from safetensors.numpy import save_file
+
+    for architecture, said in (
+        ({"network": "ResNet"}, "a ResNet is not among VGG, SqueezeNet"),
+        ({"network": "VGG"}, "channels"),
+        ({"network": "VGG", "channels": [[4]]}, "it lacks input"),
+        ({"network": "VGG", "channels": 3}, "laid out like"),
+        ({"network": "SqueezeNet", "colour": 3}, "colour"),
+        ([], "laid out like"),
+        (3, "laid out like"),
+    ):
+        save_file(
+            {"conv1_1/kernel": np.zeros((3, 3, 3, 4))}, tmp_path / "w", {"architecture": json.dumps(architecture)}
+        )
+        assert said in refusal(tmp_path / "w")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "npz", "h5", "safetensors"])
+def test_truncated(tmp_path, torch, kind):
+    path = tmp_path / "file"
+    tensors = {name: torch.tensor(x) for name, x in torchvision_state().items()}
+    if kind in ("zip", "legacy"):
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
+    elif kind == "npz":
+        with open(path, "wb") as file:
+            np.savez(file, **torchvision_state())
+    elif kind == "h5":
+        write_hdf5(path, torchvision_state())
+    else:
+        weights.write(path, SMALL, test_vgg.random_params(SMALL))
+    whole = path.read_bytes()
+    for part in (0.9, 0.5):
+        path.write_bytes(whole[: int(part * len(whole))])
+        assert "cut off or damaged" in refusal(path)
+
+
+def test_no_weights_at_all(tmp_path):
+    assert "No such file" in refusal(tmp_path / "nothing.pth")
+    assert "Is a directory" in refusal(tmp_path)
+    for content, said in ((b"", "is empty"), (b"<!DOCTYPE html><html>", "is a web page"), (b"PK\x03\x04", "cut off")):
+        (tmp_path / "file.pth").write_bytes(content)
+        assert said in refusal(tmp_path / "file.pth")
+    torch_files.write_state_dict(tmp_path / "file.pth", {})
+    assert refusal(tmp_path / "file.pth")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The home folder
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """`small` in the list, of which eight digits are published, and its file."""
+    path = tmp_path / "small-1234.pth"
+    torch_files.write_state_dict(path, torchvision_state())
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    small = weights.Published(
+        *(SMALL, path.name, path.stat().st_size, f"sha256:{digits}", "MIT", "a small one"),
+        addresses=("http://127.0.0.1:9/small-1234.pth",),
+    )
+    monkeypatch.setattr(weights, "PUBLISHED", {"small": small})
+    return path
+
+
+def test_load(tmp_path, published, home, monkeypatch):
+    assert "run `ganstyle weights fetch small`" in refusal("small", weights.load)
+    assert "there are no weights huge: give a file or one of compact, small" in refusal("huge", weights.load)
+    assert_holds(weights.load(published), SMALL, arrays_of(SMALL))
+    assert weights.import_file(published) == home / "small.safetensors"  # by its sum
+    assert_holds(weights.load("small"), SMALL, arrays_of(SMALL))
+    assert weights.names() == ["compact", "small"] and weights.fault("small") is None
+    assert "here" in weights.describe("small") and "a small one; MIT" in weights.describe("small")
+    assert weights.fetch("small") == home / "small.safetensors"  # nothing to do
+    monkeypatch.chdir(tmp_path)
+    assert_holds(weights.load(published.name), SMALL, arrays_of(SMALL))
+
+
+def test_compact(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "COMPACT", tmp_path / "compact.safetensors")
+    assert "lacks its own network" in refusal("compact", weights.load)
+    weights.write(weights.COMPACT, SMALL, test_vgg.random_params(SMALL))
+    assert_holds(weights.load("compact"), SMALL, arrays_of(SMALL))
+
+
+def test_import(tmp_path, published, home):
+    mine = tmp_path / "my net.pth"
+    torch_files.write_state_dict(mine, torchvision_state(seed=1))
+    with pytest.raises(UserError, match="weights cannot be kept by the name 'my net'; give another"):
+        weights.import_file(mine)
+    with pytest.raises(UserError, match="weights cannot be kept by the name 'compact'"):
+        weights.import_file(mine, "compact")
+    weights.import_file(mine, "mine")
+    assert "imported" in weights.describe("mine") and str(mine) in weights.describe("mine")
+    # Weights of the same architecture may take a registered name, which is said wherever they are listed.
+    weights.import_file(mine, "small")
+    assert "imported, not a small one" in weights.describe("small")
+    assert_holds(weights.load("small"), SMALL, arrays_of(SMALL, seed=1))
+    torch_files.write_state_dict(mine, torchvision_state(VGG(((4,),))))
+    with pytest.raises(UserError, match="holds weights of another network than small; import it by another name"):
+        weights.import_file(mine, "small")
+    assert sorted(path.name for path in home.iterdir()) == [
+        *("mine.json", "mine.safetensors", "small.json", "small.safetensors")
+    ]
+
+
+def test_the_first_sum_is_kept(tmp_path, published, monkeypatch):
+    """What is published as an abbreviated sum is pinned in full when it first comes."""
+    weights.import_file(published)
+    digits = weights.PUBLISHED["small"].digest
+    other = tmp_path / "other.pth"
+    torch_files.write_state_dict(other, torchvision_state(seed=1))
+    anything = dataclasses.replace(weights.PUBLISHED["small"], digest="sha256:")
+    monkeypatch.setattr(weights, "PUBLISHED", {"small": anything})  # as if the other had the same digits
+    weights.import_file(other, "small")
+    record = weights.Record.of("small")
+    assert not record.is_published and record.published_sha256.startswith(digits.removeprefix("sha256:"))
+    weights.import_file(published, "small")
+    assert weights.Record.of("small").is_published
+
+
+def test_faults(published, home):
+    weights.import_file(published)
+    kept = home / "small.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    assert weights.fault("small") == "has changed since it was written"
+    for content in ("", "{}", "[]", '{"sha256": 1}'):
+        (home / "small.json").write_text(content)
+        assert weights.fault("small") == "has no record of its sum"
+    assert "here" in weights.describe("small")
+
+
+def test_the_list(data_dir):
+    """Files that are here are those of the list."""
+    for name, path in (
+        ("squeezenet-keras", "squeezenet_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+        ("vgg19-distilled", "vgg19_16x_distilled/5SE.pth"),
+    ):
+        published, path = weights.PUBLISHED[name], data_dir / "weights" / path
+        assert published.size == path.stat().st_size and published.is_file_of(download.digests(path))
+        assert published.network == weights.read(path)[0]
+    for name, published in weights.PUBLISHED.items():
+        assert re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", published.digest), name
+        assert published.addresses and all(address.startswith("https://") for address in published.addresses)
+        if stated := re.search(r"-([0-9a-f]{8})\.pth$", published.file):
+            assert published.digest.startswith(f"sha256:{stated[1]}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Downloads
+
+CONTENT = bytes(range(256)) * 4000  # a megabyte
+SIZE = len(CONTENT)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `content` and obeys ranges; `cuts`: after how many bytes each of the first connections ends."""
+
+    content, cuts, ranges, asked, kind, status, delay = CONTENT, (), True, (), "application/octet-stream", 200, 0.0
+
+    def do_GET(self):
+        server = self.server.settings
+        time.sleep(server.delay)
+        start = self.headers.get("Range")
+        server.asked += (start,)
+        first = int(start.removeprefix("bytes=").removesuffix("-")) if start and server.ranges else 0
+        body = server.content[first:]
+        if server.status != 200 or first >= len(server.content):
+            self.send_error(server.status if server.status != 200 else 416)
+            return
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", server.kind)
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(server.content) - 1}/{len(server.content)}")
+        self.end_headers()
+        if server.cuts:
+            body, server.cuts = body[: server.cuts[0]], server.cuts[1:]
+        with contextlib.suppress(OSError):  # the other side may have seen enough
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """A function that starts a server with these settings and returns its address and the settings."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**settings):
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server))
+            defaults = {
+                k: getattr(Server, k) for k in ("content", "cuts", "ranges", "asked", "kind", "status", "delay")
+            }
+            server.settings = types.SimpleNamespace(**{**defaults, **settings})
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}/file.pth", server.settings
+
+        yield start
+
+
+def fetch(path, *addresses, content=CONTENT, size=SIZE, patience=2.0):
+    """Downloads and compares."""
+    address = download.fetch(
+        addresses, path, lambda p: None if p.read_bytes() == content else "gives another file", size, patience
+    )
+    assert path.read_bytes() == content and not path.with_name(f"{path.name}.part").exists()
+    return address
+
+
+def failure(path, *addresses, **options):
+    with pytest.raises(download.DownloadError) as caught:
+        fetch(path, *addresses, **options)
+    assert not path.exists()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_cut_connections_are_resumed(tmp_path, serve, size):
+    address, seen = serve(cuts=(300_000, 500_000))
+    assert fetch(tmp_path / "file", address, size=size) == address
+    assert seen.asked == (None, "bytes=300000-", "bytes=800000-")
+
+
+def test_a_later_call_goes_on(tmp_path, serve):
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    address, seen = serve()
+    fetch(tmp_path / "file", address)
+    assert seen.asked == ("bytes=1000-",)
+
+
+def test_a_server_without_ranges(tmp_path, serve):
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    address, seen = serve(ranges=False)
+    fetch(tmp_path / "file", address)
+    address, seen = serve(ranges=False, cuts=(300_000,) * 5)  # which comes no further
+    assert "cut the connection after 300,000 of 1,024,000 bytes" in failure(tmp_path / "other", address)
+    assert seen.asked == (None, "bytes=300000-")
+
+
+def test_a_part_of_something_else(tmp_path, serve):
+    """A part that is too long is begun again; one with a wrong beginning is found by the check and removed."""
+    (tmp_path / "file.part").write_bytes(CONTENT + b"more")
+    address, _ = serve()
+    fetch(tmp_path / "file", address)
+    (tmp_path / "file").unlink()
+    (tmp_path / "file.part").write_bytes(b"wrong")
+    assert "gives another file" in failure(tmp_path / "file", address)
+    fetch(tmp_path / "file", address)
+
+
+def test_wrong_files(tmp_path, serve):
+    page, _ = serve(content=b"\n<!DOCTYPE html><html><body>Log in</body></html>", kind="text/html")
+    longer, _ = serve(content=CONTENT + b"x")
+    missing, _ = serve(status=404)
+    wrong, _ = serve(content=CONTENT[::-1])
+    assert "gives a web page in place of the file" in failure(tmp_path / "file", page)
+    assert "gives a web page in place of the file" in failure(tmp_path / "file", page, size=None)
+    assert "gives a file of 1,024,001 bytes in place of one of 1,024,000" in failure(tmp_path / "file", longer)
+    assert "answers 404" in failure(tmp_path / "file", missing)
+    assert "gives another file" in failure(tmp_path / "file", wrong)
+    assert not list(tmp_path.iterdir())
+    # A page does not spoil what has come already, and a good address after all these still serves.
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    failure(tmp_path / "file", serve(content=b"<html>", ranges=False)[0])
+    assert (tmp_path / "file.part").read_bytes() == CONTENT[:1000]
+    good, _ = serve()
+    assert fetch(tmp_path / "file", page, longer, missing, wrong, good) == good
+
+
+def test_the_rest_comes_from_another_address(tmp_path, serve):
+    failing, _ = serve(cuts=(300_000, 0))
+    good, seen = serve()
+    assert fetch(tmp_path / "file", failing, good) == good
+    assert seen.asked == ("bytes=300000-",)
+
+
+def test_time_limits(tmp_path, serve):
+    """Of a server that is silent, one that falls silent, a port where nobody listens and a name that nobody has."""
+    silent, _ = serve(delay=3)
+    began = time.monotonic()
+    assert "does not answer within 0 s" in failure(tmp_path / "file", silent, patience=0.3)
+    assert time.monotonic() - began < 2
+    said = failure(tmp_path / "file", "http://127.0.0.1:9/file", "http://no.such.name.invalid/file")
+    assert said.startswith("127.0.0.1:9 refuses the connection; no.such.name.invalid ")
+
+
+def test_a_stalled_download(tmp_path, monkeypatch, serve):
+    class Stalled:
+        def read1(self, _):
+            raise TimeoutError
+
+    with pytest.raises(download._AddressError, match="sends nothing for 6 s"):
+        next(download._chunks(Stalled(), 6))
+
+
+def test_looking_up_a_name_may_hang(tmp_path, monkeypatch):
+    """As it does for half a minute where there is a network without a way out."""
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: time.sleep(3))
+    began = time.monotonic()
+    said = failure(tmp_path / "file", "http://a/file", "http://b/file", patience=0.4)
+    assert said == "a does not answer within 0 s; b does not answer within 0 s" and time.monotonic() - began < 2
+    assert download.PATIENCE <= 10  # of the 15 s within which a command has to say so
+
+
+def test_fetch(published, home, serve, monkeypatch):
+    small = weights.PUBLISHED["small"]
+
+    def at(*addresses, **options):
+        monkeypatch.setitem(weights.PUBLISHED, "small", dataclasses.replace(small, addresses=addresses, **options))
+
+    dead, by_hand = (
+        "http://127.0.0.1:9/small-1234.pth",
+        "by hand and run `ganstyle weights import small-1234.pth --name small`",
+    )
+    with pytest.raises(UserError, match="nothing is published under the name huge; there are small"):
+        weights.fetch("huge")
+    with pytest.raises(UserError) as caught:
+        weights.fetch("small")
+    assert "refuses the connection" in str(caught.value) and f"fetch {dead} {by_hand}" in str(caught.value)
+    wrong, _ = serve(content=published.read_bytes()[:-1] + b"x")
+    at(wrong)
+    with pytest.raises(UserError, match=r"gives another file, of SHA-256 sum [0-9a-f]{16}\.\.\.; fetch http") as caught:
+        weights.fetch("small")
+    assert by_hand in str(caught.value) and not list(home.glob("*"))
+    good, seen = serve(content=published.read_bytes())
+    at(dead, wrong, good)
+    assert weights.fetch("small") == home / "small.safetensors"
+    assert_holds(weights.load("small"), SMALL, arrays_of(SMALL))
+    assert weights.Record.of("small").source == good
+    assert sorted(path.name for path in home.iterdir()) == ["small.json", "small.safetensors"]
+    # Again only if something is wrong with it.
+    weights.fetch("small")
+    assert len(seen.asked) == 1
+    (home / "small.safetensors").write_bytes(b"damaged")
+    weights.fetch("small")
+    assert len(seen.asked) == 2 and weights.fault("small") is None
+    # Other bytes with the same eight digits are not the file that came first.
+    (home / "small.safetensors").unlink()
+    at(wrong, digest="sha256:")
+    with pytest.raises(UserError, match="gives another file"):
+        weights.fetch("small")
