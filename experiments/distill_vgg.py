@@ -109,9 +109,7 @@ def main(settings: Settings) -> None:
             tap: jax.random.normal(key, (STUDENT.channels[i][0], real.channels[i][0])) / STUDENT.channels[i][0] ** 0.5
             for i, (tap, key) in enumerate(zip(TAPS, keys, strict=False))
         }
-        student = STUDENT.init(key)
-        student["input"] = teacher_params["input"]
-        params = {"student": student, "heads": heads}
+        params = {"student": STUDENT.init(key), "heads": heads}
         return params, optimizer.init(params)
 
     state = init(key_init)
