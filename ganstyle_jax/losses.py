@@ -117,9 +117,12 @@ def gram_matrix(features: jax.Array) -> jax.Array:
 
 
 def relative_error(found: jax.Array, target: jax.Array) -> jax.Array:
-    """Squared difference over the squares of the target, both summed: 0 if equal, 1 for nothing at all."""
+    """Squared difference over the squares of the target, both summed: 0 if equal, 1 for nothing at all.
+
+    Finite for a target of zeros too, such as the features of a black picture may be.
+    """
     found, target = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (found, target))
-    return jnp.sum((found - target) ** 2) / jnp.sum(target**2)
+    return jnp.sum((found - target) ** 2) / jnp.maximum(jnp.sum(target**2), 1e-12)
 
 
 def total_variation(image: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ class Settings:
 
     # .png, .jpg, .webp, or .tif with 16 bits; a folder if CONTENT is one
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("stylized.png")
-    features: str = "compact"  # network to compare with: compact, one of `ganstyle weights list`, or a file
+    features: str = "vgg19-distilled"  # network to compare by: one of `ganstyle weights list`, or a file
     style_weights: tuple[float, ...] = ()  # one for each style; by default all the same
     preserve_colors: colours.How = "none"  # keep the content's colours, in one of the ways of colours.py
     init_image: Path | None = None  # picture to begin with, in the place of --init

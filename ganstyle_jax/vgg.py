@@ -114,7 +114,7 @@ class VGG:
 
 VGG16 = VGG(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3))
 VGG19 = VGG(((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4))
-COMPACT = VGG(((16, 16), (32, 32), (64, 64, 64), (128, 128), (128,)), padding="reflect")  # ships with the package
+COMPACT = VGG(((16, 16), (32, 32), (64,) * 3, (128,) * 2, (128,)), padding="reflect")  # experiments/distill_vgg.py
 
 # Channels of each fire module of SqueezeNet 1.1: what it squeezes to, and each half of what it expands to.
 FIRES = {

@@ -24,7 +24,7 @@ from ganstyle_jax import download, torch_files
 from ganstyle_jax.files import UserError, atomic_path, cache_dir
 from ganstyle_jax.vgg import FIRES, VGG, VGG16, VGG19, Network, Params, SqueezeNet
 
-COMPACT = Path(__file__).with_name("compact.safetensors")  # ships with the package
+COMPACT = Path(__file__).with_name("compact.safetensors")  # a network inside the package, where there is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +151,7 @@ def load(name_or_path: Path | str) -> tuple[Network, Params]:
     Never downloads anything. UserError says how to get what is missing.
     """
     name = str(name_or_path)
-    if name == "compact":
-        if not COMPACT.exists():
-            raise UserError(
-                "this copy of ganstyle_jax lacks its own network, compact; install it again or name another"
-            )
+    if name == "compact" and COMPACT.exists():
         return read(COMPACT)
     kept, path = home() / f"{name}.safetensors", Path(name_or_path)
     if path.name == name and kept.is_file():
@@ -174,7 +170,8 @@ def kept_names() -> list[str]:
 
 def names() -> list[str]:
     """Everything that `load` knows by name, whether or not it is here."""
-    return list(dict.fromkeys(["compact", *PUBLISHED, *kept_names()]))
+    compact = ["compact"] if COMPACT.exists() else []
+    return list(dict.fromkeys([*compact, *PUBLISHED, *kept_names()]))
 
 
 def describe(name: str) -> str:

@@ -11,11 +11,12 @@ import zipfile
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 
 import ganstyle_jax
-from ganstyle_jax import convert, images
+from ganstyle_jax import convert, images, vgg, weights
 from ganstyle_jax.files import UserError
 from ganstyle_jax.gan import dcgan
 from ganstyle_jax.train import Loop
@@ -189,3 +190,62 @@ def test_kills_at_a_tiny_size(tmp_path):
     record = script.main(script.Settings(kills=1, steps=60, width=4, batch_size=4, json=tmp_path / "kills.json"))
     assert (record["kills"], record["damaged"], record["lost"], record["equal"]) == (1, 0, 0, True)
     assert json.loads((tmp_path / "kills.json").read_text())["sha256_killed"] == record["sha256_undisturbed"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Style transfer
+
+
+@pytest.mark.slow
+def test_distillation_takes_two_steps_and_goes_on(quick_compile, data_dir, pictures, tmp_path):
+    script = load_script("distill_vgg")
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "weights").symlink_to(data_dir / "weights")
+    with np.load(pictures) as file:
+        for name in ("pacs_photo_art_160px.zip", "imagenet_sample_1000_256px.zip"):
+            with zipfile.ZipFile(tmp_path / "datasets" / name, "w") as archive:
+                for i, picture in enumerate(file["images"]):
+                    images.save_png(tmp_path / "picture.png", picture)
+                    archive.write(tmp_path / "picture.png", f"photo/{i:03d}.png")
+    settings = script.Settings(
+        data=tmp_path, run_dir=tmp_path / "run", steps=2, batch_size=2, crop=32, json=tmp_path / "record.json"
+    )
+    script.main(settings)
+    network, params = weights.read(tmp_path / "run" / "compact.safetensors")
+    assert network == script.STUDENT
+    first = np.asarray(params["conv1_1"]["kernel"])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert set(record["held_out_relative_errors"]) == {f"encoder/{tap}" for tap in script.TAPS} | {
+        f"vgg19/{tap}" for tap in script.TAPS[:3]
+    }
+    script.main(dataclasses.replace(settings, steps=4))
+    longer = np.asarray(weights.read(tmp_path / "run" / "compact.safetensors")[1]["conv1_1"]["kernel"])
+    assert np.abs(longer - first).max() > 1e-4
+
+
+def test_optimizers_of_style_transfer_are_compared(quick_compile, torch, tmp_path, capsys):
+    script = load_script("bench/gatys_optimizers")
+    network = vgg.VGG(((3,), (3,), (3,), (3,), (3,)), padding="reflect")
+    weights.write(tmp_path / "tiny.safetensors", network, network.init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        images.save_png(tmp_path / name, np.clip(images.resize(rng.uniform(-1, 1, (6, 6, 3)), (40, 48)), -1, 1))
+    script.main(
+        script.Settings(
+            pictures=tmp_path,
+            features=str(tmp_path / "tiny.safetensors"),
+            pairs=("a.png", "b.png"),
+            size=32,
+            evaluations=(2, 12),
+            histories=(5,),
+            rates=(0.02,),
+            json=tmp_path / "record.json",
+        )
+    )
+    record = json.loads((tmp_path / "record.json").read_text())
+    best = record["pairs"]["a.png b.png"]
+    assert set(best) == {"ours", "torch, history 5", "adam, rate 0.02"}
+    assert all(early >= late > 0 for early, late in best.values())
+    assert record["ratio"]["torch"][1] == pytest.approx(best["ours"][1] / best["torch, history 5"][1], abs=1e-4)
+    assert str(tmp_path) not in record["features"]
+    assert "ours over the best of torch" in capsys.readouterr().out

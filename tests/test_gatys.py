@@ -73,6 +73,7 @@ def test_relative_error_and_total_variation_in_closed_form():
     target = jnp.asarray([3.0, 4.0])
     assert losses.relative_error(target, target) == 0
     assert losses.relative_error(jnp.zeros(2), target) == 1
+    assert losses.relative_error(jnp.zeros(2), jnp.zeros(2)) == 0
     np.testing.assert_allclose(losses.relative_error(jnp.asarray([4.0, 4.0]), target), 1 / 25, rtol=1e-6)
     ramp = jnp.broadcast_to(jnp.arange(5.0)[:, None, None], (5, 4, 3))
     assert losses.total_variation(ramp) == 1
@@ -284,6 +285,7 @@ def test_init_from_noise_and_from_a_picture(params, scene):
         ({"content_weight": -1.0}, "content_weight must not be negative, got -1.0"),
         ({"style_scale": 0.0}, "style_scale must be positive, got 0.0"),
         ({"factor": 1.0}, "factor must be more than 1, got 1.0"),
+        ({"style_layer_weights": (0.0,)}, "0 or more, one of them more, got"),
         ({"style_layer_weights": (1.0, 2.0)}, "one number or 5, one for each style layer, got 2"),
     ],
 )

@@ -312,11 +312,11 @@ def published(tmp_path, monkeypatch):
 
 def test_load(tmp_path, published, home, monkeypatch):
     assert "run `ganstyle weights fetch small`" in refusal("small", weights.load)
-    assert "there are no weights huge: give a file or one of compact, small" in refusal("huge", weights.load)
+    assert "there are no weights huge: give a file or one of small" in refusal("huge", weights.load)
     assert_holds(weights.load(published), SMALL, arrays_of(SMALL))
     assert weights.import_file(published) == home / "small.safetensors"  # by its sum
     assert_holds(weights.load("small"), SMALL, arrays_of(SMALL))
-    assert weights.names() == ["compact", "small"] and weights.fault("small") is None
+    assert weights.names() == ["small"] and weights.fault("small") is None
     assert "here" in weights.describe("small") and "a small one; MIT" in weights.describe("small")
     assert weights.fetch("small") == home / "small.safetensors"  # nothing to do
     monkeypatch.chdir(tmp_path)
@@ -325,7 +325,7 @@ def test_load(tmp_path, published, home, monkeypatch):
 
 def test_compact(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "COMPACT", tmp_path / "compact.safetensors")
-    assert "lacks its own network" in refusal("compact", weights.load)
+    assert "there are no weights compact" in refusal("compact", weights.load) and "compact" not in weights.names()
     weights.write(weights.COMPACT, SMALL, test_vgg.random_params(SMALL))
     assert_holds(weights.load("compact"), SMALL, arrays_of(SMALL))
 

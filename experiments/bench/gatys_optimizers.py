@@ -1,6 +1,6 @@
 """How far each optimizer brings the loss of style transfer with so many evaluations: ours against PyTorch's L-BFGS.
 
-    python experiments/bench/gatys_optimizers.py --pictures FOLDER --features vgg19-distilled
+    python experiments/bench/gatys_optimizers.py --pictures FOLDER
 
 The same loss, from the same picture, at one size. `torch.optim.LBFGS` with its strong Wolfe line search, history 10 and
 100, is given our loss and gradient as its closure, so that only the optimizers differ; every call of the closure is one
@@ -32,7 +32,7 @@ class Settings:
     """What is compared."""
 
     pictures: Path  # folder of the pictures
-    features: str = "compact"  # network: compact, one of `ganstyle weights list`, or a file
+    features: str = "vgg19-distilled"  # network: one of `ganstyle weights list`, or a file
     # content and style, by turns
     pairs: tuple[str, ...] = (
         *("tubingen.jpg", "starry_night.jpg"),

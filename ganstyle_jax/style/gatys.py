@@ -1,6 +1,6 @@
 """Style transfer by image optimisation (Gatys, Ecker & Bethge 2016, CVPR; arXiv:1508.06576).
 
-    picture = stylize(jax.random.key(0), content, [style], Config(size=512))
+    picture = stylize(jax.random.key(0), content, [style], Config(size=512), *weights.load("vgg19-distilled"))
 
 The image itself is what is optimised: its features are to equal the content picture's (content loss), and the
 correlations of its features, over all places, the style picture's (style loss).
@@ -66,6 +66,8 @@ class Config:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not self.factor > 1:
             raise ValueError(f"factor must be more than 1, got {self.factor}")
+        if not all(w >= 0 for w in self.style_layer_weights) or not sum(self.style_layer_weights) > 0:
+            raise ValueError(f"style_layer_weights must be 0 or more, one of them more, got {self.style_layer_weights}")
         if len(self.style_layer_weights) not in (1, len(self.style_layers)):
             raise ValueError(
                 f"style_layer_weights must be one number or {len(self.style_layers)}, one for each style layer, got "
