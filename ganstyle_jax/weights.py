@@ -206,7 +206,7 @@ def fetch(name: str) -> Path:
     except download.DownloadError as error:
         raise UserError(
             f"{name} did not come: {error}; fetch {published.addresses[0]} by hand and run "
-            f"`ganstyle weights import {published.file} --name {name}`"
+            f"`ganstyle weights import {published.addresses[0].rsplit('/', 1)[-1]} --name {name}`"
         ) from error
     import_file(path, name, address)
     path.unlink()

@@ -140,7 +140,7 @@ def test_gradient_of_the_loss_against_finite_differences(x64, scene):
 # Variables and optimizers
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.sampled_from([1, 2, 15, 16, 17, 33]), st.sampled_from([1, 7, 32, 40]), st.integers(0, 100))
 def test_spread_is_symmetric_and_positive(h, w, seed):
     rng = np.random.default_rng(seed)
@@ -234,12 +234,12 @@ def test_sizes_go_by_the_factor():
 def test_stylize_is_nearer_to_the_style_than_the_content_is(params, scene, optimizer):
     content, style = scene
     seen = []
-    cfg = dataclasses.replace(CFG, optimizer=optimizer, steps=40)
+    cfg = dataclasses.replace(CFG, optimizer=optimizer, steps=40, factor=2.0)
     key = jax.random.key(0)
     result = gatys.stylize(key, content, [style], cfg, TINY, params, callback=seen.append)
     assert result.shape == (23, 32, 3) and result.dtype == np.float32 and np.abs(result).max() <= 1
     assert [p.done for p in seen] == sorted(p.done for p in seen) and seen[-1].done == 1
-    assert {p.shape for p in seen} == {(11, 16), (16, 23), (23, 32)}
+    assert {p.shape for p in seen} == {(11, 16), (23, 32)}
 
     def style_loss(picture):
         small = images.resize(style, gatys.fitted_shape(style.shape, 32))

@@ -65,7 +65,7 @@ def test_a_picture_its_trace_and_what_lay_between(place, tmp_path, capsys):
 def test_a_folder_of_contents_and_two_styles(place, tmp_path):
     out = tmp_path / "results"
     styles = [place / "style.jpg", place / "other.png", "--style-weights", "3", "1"]
-    assert ganstyle(place, place / "many", *styles, "-o", out) == 0
+    assert ganstyle(place, place / "many", *styles, "-o", out, "--factor=2") == 0
     sizes = {}
     for path in sorted(out.iterdir()):
         with Image.open(path) as picture:
