@@ -571,7 +571,7 @@ def test_fetch(published, home, serve, monkeypatch):
     at(wrong)
     with pytest.raises(UserError, match=r"gives another file, of SHA-256 sum [0-9a-f]{16}\.\.\.; fetch http") as caught:
         weights.fetch("small")
-    assert f"weights import {Path(wrong).name} --name small`" in str(caught.value) and not list(home.glob("*"))
+    assert f"weights import {wrong.rsplit('/', 1)[-1]} --name small`" in str(caught.value) and not list(home.glob("*"))
     good, seen = serve(content=published.read_bytes())
     at(dead, wrong, good)
     assert weights.fetch("small") == home / "small.safetensors"
