@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ganstyle_jax.files import UserError
+from ganstyle_jax.images import LUMA, resize
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,7 +63,6 @@ NPZ_KEYS = {
     "data": "labels",
     "arr_0": "arr_1",
 }
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, the weights of Pillow's conversion to grey
 PREPARE = "pip install 'ganstyle_jax[tfds-prepare]' && ganstyle data prepare {name}"
 PEEK = 16  # files looked at on opening, to choose channels and dtype
 
@@ -194,8 +194,6 @@ def fit(image: "Image.Image", image_size: int, channels: int, dtype: np.dtype) -
 
 def fit_float(pixels: np.ndarray, image_size: int, channels: int) -> np.ndarray:
     """`fit` for (h, w, 1 | 3 | 4) float32 in [-1, 1], at full precision; the fourth channel is opacity, -1 for none."""
-    from PIL import Image
-
     side = min(pixels.shape[:2])
     top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
     pixels = pixels[top : top + side, left : left + side]
@@ -203,11 +201,8 @@ def fit_float(pixels: np.ndarray, image_size: int, channels: int) -> np.ndarray:
         opacity = (pixels[..., 3:] + 1) / 2
         pixels = 1 + opacity * (pixels[..., :3] - 1)
     if pixels.shape[-1] == 3 and channels == 1:
-        pixels = (pixels @ LUMA)[..., None]
-    if side != image_size:
-        bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(pixels, -1, 0)]
-        bands = [band.resize((image_size, image_size), Image.Resampling.LANCZOS) for band in bands]
-        pixels = np.stack([np.asarray(band) for band in bands], axis=-1)
+        pixels = (pixels @ LUMA.astype(np.float32))[..., None]
+    pixels = resize(pixels, (image_size, image_size))
     pixels = np.clip(pixels, -1, 1)  # Lanczos overshoots at edges
     return np.array(np.broadcast_to(pixels, (image_size, image_size, channels)), np.float32)
 

@@ -11,6 +11,8 @@ import math
 
 import numpy as np
 
+from ganstyle_jax.images import LUMA
+
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Upright fonts in which all 36 characters are what they should be and strokes survive at 32 pixels. Left out: slanted
 # copies, cmr10 and STIXGeneral (hairlines vanish), cmsy10, cmex10, STIXSiz*, STIXNonUni*, *Display and LastResortHE
@@ -31,7 +33,6 @@ SIZE = (0.66, 0.86)  # longer side of the upright letter, as a fraction of the i
 SLANT = 12.0  # degrees of rotation to either side
 SHIFT = 0.07  # largest distance of the letter's centre from the image's, as a fraction of the image side
 CONTRAST = 0.45  # least difference of luma between letter and ground, of 1
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, the weights of Pillow's conversion to grey
 OVERSAMPLING = 2  # drawn this much larger and averaged down
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ganstyle_jax.files import atomic_path
 
+LUMA = np.array([0.299, 0.587, 0.114])  # of R, G and B: ITU-R BT.601, the weights of Pillow's conversion to grey
 GIF_PALETTE_PIXELS = 1 << 16  # how many pixels of all frames the palette is chosen from; more take long, not better
 
 

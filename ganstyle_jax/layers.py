@@ -197,21 +197,21 @@ def max_pool(x: jax.Array) -> jax.Array:
     not of XLA's select-and-scatter, which is slow on CPUs and, on GPUs, not available where results must be
     deterministic.
     """
-    return functools.reduce(jnp.maximum, _quarters(x))
+    return functools.reduce(jnp.maximum, windows(x, 2))
 
 
-def _quarters(x: jax.Array) -> list[jax.Array]:
-    """The four pixels of each 2x2 in reading order, (b, h // 2, w // 2, c) each."""
-    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    return [x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+def windows(x: jax.Array, size: int) -> list[jax.Array]:
+    """The pixels of each window of that size and stride 2, in reading order: size * size times (b, h', w', c)."""
+    h, w = ((side - size) // 2 * 2 + 1 for side in x.shape[1:3])
+    return [x[:, i : i + h : 2, j : j + w : 2] for i in range(size) for j in range(size)]
 
 
 def _max_pool_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
     x, y = residuals
     b, h, w, c = y.shape
     taken, parts = jnp.zeros(y.shape, bool), []
-    for quarter in _quarters(x):
-        first = (quarter == y) & ~taken
+    for part in windows(x, 2):
+        first = (part == y) & ~taken
         taken |= first
         parts.append(jnp.where(first, gradient, 0))
     pixels = jnp.stack(parts, axis=3).reshape(b, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)

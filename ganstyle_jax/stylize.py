@@ -16,8 +16,6 @@ from ganstyle_jax import pictures, weights
 from ganstyle_jax.files import UserError, atomic_path
 from ganstyle_jax.style import colours, gatys
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -49,9 +47,9 @@ def run(content: Path, styles: tuple[Path, ...], cfg: gatys.Config, settings: Se
     if many:
         settings.out.mkdir(parents=True, exist_ok=True)
     for out in outs:
-        pictures.check_destination(out, SUFFIXES)
+        pictures.check_destination(out, pictures.PICTURE_SUFFIXES)
     if settings.animation is not None:
-        pictures.check_destination(settings.animation, (".gif", ".mp4"))
+        pictures.check_destination(settings.animation, pictures.VIDEO_SUFFIXES)
     network, params = weights.load(settings.features)
     style_pictures = [pictures.read_picture(file) for file in style_files]
     for file, out in zip(contents, outs, strict=True):
@@ -99,7 +97,7 @@ class Journal:
         self.steps: list[dict[str, Any]] = []
         self.frames: list[np.ndarray] = []
         self.saved = 0
-        self.before, self.shape, self.resets = 0, (0, 0), 0
+        self.before, self.resets = 0, {}  # evaluations at earlier sizes; failed line searches by size
 
     def __enter__(self) -> "Journal":
         from tqdm import tqdm
@@ -112,11 +110,9 @@ class Journal:
 
     def record(self, progress: gatys.Progress) -> None:
         """The callback of `gatys.stylize`."""
-        if progress.shape != self.shape:
-            if self.steps:
-                self.before = self.steps[-1]["evaluations"]
-            self.resets += self.steps[-1]["resets"] if self.steps else 0
-            self.shape = progress.shape
+        if self.steps and progress.shape not in self.resets:
+            self.before = self.steps[-1]["evaluations"]
+        self.resets[progress.shape] = progress.resets
         height, width = progress.shape
         for evaluations, loss in progress.losses:
             self.steps.append({"evaluations": self.before + evaluations, "size": [width, height], "loss": loss})
@@ -158,13 +154,15 @@ class Journal:
             with atomic_path(out.with_suffix(".json")) as path:
                 path.write_text(json.dumps(trace, indent=1) + "\n")
         seconds = time.perf_counter() - self.started
-        resets = f", line search failed {self.resets} times" if self.resets else ""
+        failed = sum(self.resets.values())
+        resets = f", line search failed {failed} times" if failed else ""
         print(f"{out}: {self.steps[-1]['evaluations']} evaluations in {seconds:.0f} s{resets}", file=sys.stderr)
 
 
 def files_in(folder: Path) -> list[Path]:
     """Picture files directly in a folder, sorted; UserError if there are none."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    accepted = pictures.PICTURE_SUFFIXES
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in accepted and path.name[0] != ".")
     if not found:
-        raise UserError(f"no pictures in {folder}: accepted are {', '.join(SUFFIXES)}")
+        raise UserError(f"no pictures in {folder}: accepted are {', '.join(accepted)}")
     return found

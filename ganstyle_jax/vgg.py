@@ -237,7 +237,7 @@ def pool(x: jax.Array, pooling: str, ceil_mode: bool = False) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
     if pooling == "max":
         return layers.max_pool(x)
-    return POOL_GAIN[pooling] * _mean(_windows(x, 2))
+    return POOL_GAIN[pooling] * _mean(layers.windows(x, 2))
 
 
 def pool_3x3(x: jax.Array, pooling: str, ceil_mode: bool) -> jax.Array:
@@ -248,13 +248,7 @@ def pool_3x3(x: jax.Array, pooling: str, ceil_mode: bool) -> jax.Array:
     """
     if ceil_mode:
         x = jnp.pad(x, ((0, 0), (0, (x.shape[1] + 1) % 2), (0, (x.shape[2] + 1) % 2), (0, 0)), mode="edge")
-    return _max_pool_3x3(x) if pooling == "max" else POOL_GAIN[pooling] * _mean(_windows(x, 3))
-
-
-def _windows(x: jax.Array, size: int) -> list[jax.Array]:
-    """The pixels of each window of that size and stride 2, in reading order."""
-    h, w = ((side - size) // 2 * 2 + 1 for side in x.shape[1:3])
-    return [x[:, i : i + h : 2, j : j + w : 2] for i in range(size) for j in range(size)]
+    return _max_pool_3x3(x) if pooling == "max" else POOL_GAIN[pooling] * _mean(layers.windows(x, 3))
 
 
 def _mean(parts: list[jax.Array]) -> jax.Array:
@@ -264,14 +258,14 @@ def _mean(parts: list[jax.Array]) -> jax.Array:
 @jax.custom_vjp
 def _max_pool_3x3(x: jax.Array) -> jax.Array:
     """As `layers.max_pool`, of windows that overlap."""
-    return functools.reduce(jnp.maximum, _windows(x, 3))
+    return functools.reduce(jnp.maximum, layers.windows(x, 3))
 
 
 def _max_pool_3x3_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
     x, y = residuals
     taken, total = jnp.zeros(y.shape, bool), jnp.zeros(x.shape, gradient.dtype)
     left = [side - 2 * pooled + 1 for side, pooled in zip(x.shape[1:3], y.shape[1:3], strict=True)]
-    for n, part in enumerate(_windows(x, 3)):
+    for n, part in enumerate(layers.windows(x, 3)):
         first = (part == y) & ~taken
         taken |= first
         i, j = divmod(n, 3)

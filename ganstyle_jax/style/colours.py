@@ -23,10 +23,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ganstyle_jax import images
+from ganstyle_jax.images import LUMA  # Y of YIQ, YUV and YCbCr
 
 How = Literal["none", "luma", "coral", "histogram"]
 
-LUMA = np.array([0.299, 0.587, 0.114])  # of R, G and B: ITU-R BT.601, that is Y of YIQ, YUV and YCbCr
 NOISE = 1 / 255  # half a step of 8 bits
 
 
