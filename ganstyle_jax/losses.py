@@ -125,9 +125,54 @@ def relative_error(found: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.sum((found - target) ** 2) / jnp.maximum(jnp.sum(target**2), 1e-12)
 
 
-def total_variation(image: jax.Array) -> jax.Array:
+def wasserstein(mean: jax.Array, covariance: jax.Array, target_mean: jax.Array, target_factor: jax.Array) -> jax.Array:
+    """Squared 2-Wasserstein distance of two Gaussians, of means (c,) and covariances (c, c), a scalar.
+
+    |m - m'|^2 + tr C + tr C' - 2 tr (C'^1/2 C C'^1/2)^1/2 (Dowson & Landau 1982). The second covariance is given by a
+    factor F with F F^T = C', see `factor`: F^T C F has the eigenvalues of the matrix in the brackets.
+    """
+    cross = trace_sqrt(target_factor.T @ covariance @ target_factor)
+    return jnp.sum((mean - target_mean) ** 2) + jnp.trace(covariance) + jnp.sum(target_factor**2) - 2 * cross
+
+
+def factor(covariance: jax.Array) -> jax.Array:
+    """F with F F^T = C, (c, c) -> (c, c), for a covariance that need not be regular."""
+    values, axes = jnp.linalg.eigh(covariance)
+    return axes * jnp.sqrt(jnp.maximum(values, 0))
+
+
+@jax.custom_jvp
+def trace_sqrt(matrix: jax.Array) -> jax.Array:
+    """tr M^1/2 of a symmetric matrix without negative eigenvalues, (c, c) -> ()."""
+    return jnp.sum(jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(matrix), 0)))
+
+
+@trace_sqrt.defjvp
+def _trace_sqrt_jvp(primals, tangents):
+    # d tr f(M) = tr f'(M) dM: unlike the derivative of the eigenvalues one by one it does not mind equal ones. That of
+    # the square root is infinite at 0, so eigenvalues below rounding count as rounding.
+    (matrix,), (tangent,) = primals, tangents
+    values, axes = jnp.linalg.eigh(matrix)
+    values = jnp.maximum(values, 0)
+    floor = jnp.finfo(matrix.dtype).eps * jnp.maximum(values[-1], 1e-30)
+    slope = axes * (0.5 / jnp.sqrt(jnp.maximum(values, floor))) @ axes.T
+    return jnp.sum(jnp.sqrt(values)), jnp.sum(slope * tangent)
+
+
+def total_variation(image: jax.Array, extent: tuple[int, int] | None = None) -> jax.Array:
     """Mean squared difference of neighbouring pixels, down and across, (h, w, c) -> ().
 
+    extent: (rows, columns) that count, by default all.
     Mahendran & Vedaldi 2015 (arXiv:1412.0035), section 3.2 with beta = 2, as a mean instead of a sum.
     """
-    return jnp.mean((image[1:] - image[:-1]) ** 2) + jnp.mean((image[:, 1:] - image[:, :-1]) ** 2)
+    total = jnp.zeros((), image.dtype)
+    height, width = extent or image.shape[:2]
+    for axis, (rows, columns) in enumerate([(height - 1, width), (height, width - 1)]):
+        # Shifted and masked rather than cut, so that rows which lie on different devices stay where they are.
+        places = [(0, 0, 0)] * 3
+        places[axis] = (-1, 1, 0)
+        difference = jax.lax.pad(image, jnp.zeros((), image.dtype), places) - image
+        row, column = (jax.lax.broadcasted_iota(jnp.int32, image.shape, i) for i in (0, 1))
+        difference = jnp.where((row < rows) & (column < columns), difference, 0)
+        total += jnp.sum(difference**2) / max(rows * columns * image.shape[2], 1)
+    return total

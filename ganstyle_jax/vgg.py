@@ -25,8 +25,10 @@ from ganstyle_jax import layers
 
 Params = dict[str, dict[str, jax.Array]]
 Padding = Literal["zeros", "reflect", "replicate"]
+Extent = tuple[int | jax.Array, int | jax.Array]  # rows and columns of an image whose array may have more or fewer
 POOL_GAIN = {"max": 1.0, "average": 2.0}  # the next layers expect values of the size of the largest
 PAD_MODES = {"reflect": "reflect", "replicate": "edge"}
+PAD_SHIFTS = {"reflect": 2, "replicate": 1}  # so many rows lie between what is put past the border and its source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,21 @@ class VGG:
             side = max(side, needed)
         return side
 
+    def stride(self, tap: str) -> int:
+        """Pixels from one value of this tap to the next."""
+        return 2 ** (int(tap[4]) - (not tap.startswith("pool")))
+
+    def reach(self, taps: Iterable[str]) -> int:
+        """Pixels beyond its own square of stride x stride that a value of these taps depends on at most, on each side.
+
+        Poolings stay within the square; each convolution adds a value on each side, which is its stride in pixels.
+        """
+        return max((sum(map(self.stride, self._convolutions(tap))) for tap in taps), default=0)
+
+    def _convolutions(self, tap: str) -> list[str]:
+        """The names of all convolutions that this tap follows or is."""
+        return [name for name in self.names[: self.names.index(tap) + 1] if name.startswith("conv")]
+
     def init(self, key: jax.Array) -> Params:
         """Random weights, He et al. 2015."""
         params: Params = {"input": {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}}
@@ -83,38 +100,63 @@ class VGG:
                 before = features
         return params
 
-    def apply(self, params: Params, images: jax.Array, taps: Sequence[str]) -> dict[str, jax.Array]:
-        """Images (b, h, w, 3) in [-1, 1] to the features (b, h', w', c) of each tap, and no further than the last."""
+    def apply(
+        self, params: Params, images: jax.Array, taps: Sequence[str], extent: Extent | None = None
+    ) -> dict[str, jax.Array]:
+        """Images (b, h, w, 3) in [-1, 1] to the features (b, h', w', c) of each tap, and no further than the last.
+
+        extent: the image's rows and columns, at least `smallest_side`, where the array has others; they may be traced.
+        In a larger array the image is what comes first: of the features, extent // `stride` rows and columns, rounded
+        up in `ceil_mode`, are those of the image alone, those beyond mean nothing but are finite, and the gradient by
+        what lies beyond the image is 0. A smaller array is the first part of the image and padded at its own end as if
+        it were all of it, so that features within `reach` of there are not the image's. Python's integers cost nothing
+        on an axis where the array ends no later than the image.
+        """
         self.check(taps)
         x = map_colours(images, params["input"], self.dtype)
         wanted, found = set(taps), {}
         for i in range(1, len(self.channels) + 1):
             if wanted <= found.keys():
                 break
-            block = self._block
+            # The extent is bound and not passed, because `checkpoint` makes arrays of integers that it is passed.
+            block = functools.partial(self._block, i=i, wanted=frozenset(wanted), extent=extent)
             if self.remat:
-                block = jax.checkpoint(block, static_argnums=(2, 3))
-            x, new = block(params, x, i, frozenset(wanted))
+                block = jax.checkpoint(block)
+            x, new = block(params, x)
             found |= new
         return {tap: found[tap] for tap in taps}
 
-    def _block(self, params: Params, x: jax.Array, i: int, wanted: frozenset[str]) -> tuple[jax.Array, dict]:
+    def _block(
+        self, params: Params, x: jax.Array, i: int, wanted: frozenset[str], extent: Extent | None
+    ) -> tuple[jax.Array, dict]:
+        """One block, from what the one before gives to what it gives itself, and taps. extent: of the image."""
         found = {}
         if i > 1:
-            x = found[f"pool{i - 1}"] = pool(x, self.pooling, self.ceil_mode)
+            x = found[f"pool{i - 1}"] = pool(x, self.pooling, self.ceil_mode, self._pooled(extent, i - 2))
         last = max((self.names.index(tap) for tap in wanted), default=-1)
         for j in range(1, len(self.channels[i - 1]) + 1):
             if self.names.index(f"conv{i}_{j}") > last:
                 break
             padding = self.first_padding if (i, j) == (1, 1) and self.first_padding else self.padding
-            x = found[f"conv{i}_{j}"] = convolve(x, params[f"conv{i}_{j}"], padding, self.platform)
+            kernel = params[f"conv{i}_{j}"]
+            x = found[f"conv{i}_{j}"] = convolve(x, kernel, padding, self.platform, self._pooled(extent, i - 1))
             x = found[f"relu{i}_{j}"] = jax.nn.relu(x)
         return x, {tap: value for tap, value in found.items() if tap in wanted}
+
+    def _pooled(self, extent: Extent | None, times: int) -> Extent | None:
+        """What is left of the image's extent after so many poolings."""
+        if extent is None:
+            return None
+        rows, columns = ((side + self.ceil_mode * (2**times - 1)) // 2**times for side in extent)
+        return rows, columns
 
 
 VGG16 = VGG(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3))
 VGG19 = VGG(((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4))
-COMPACT = VGG(((16, 16), (32, 32), (64,) * 3, (128,) * 2, (128,)), padding="reflect")  # experiments/distill_vgg.py
+# experiments/distill_vgg.py; zeros in the first layer too leave a rim, mirrored borders in all take half as long again
+COMPACT = VGG(
+    ((16, 16), (32, 32), (64, 48, 48, 64), (128, 96, 96, 128), (128,)), padding="zeros", first_padding="reflect"
+)
 
 # Channels of each fire module of SqueezeNet 1.1: what it squeezes to, and each half of what it expands to.
 FIRES = {
@@ -173,9 +215,16 @@ class SqueezeNet:
             params[layer] = _he(key_layer, *shape)
         return params
 
-    def apply(self, params: Params, images: jax.Array, taps: Sequence[str]) -> dict[str, jax.Array]:
-        """Images (b, h, w, 3) in [-1, 1] to the features (b, h', w', c) of each tap, and no further than the last."""
+    def apply(
+        self, params: Params, images: jax.Array, taps: Sequence[str], extent: Extent | None = None
+    ) -> dict[str, jax.Array]:
+        """Images (b, h, w, 3) in [-1, 1] to the features (b, h', w', c) of each tap, and no further than the last.
+
+        extent: None; ValueError for any, VGG's alone can be padded.
+        """
         self.check(taps)
+        if extent is not None:
+            raise ValueError(f"SqueezeNet takes images without padding, that is extent=None, and not {extent}")
         x = map_colours(images, params["input"], self.dtype)
         found = {}
         for name in self._until(taps):
@@ -222,22 +271,73 @@ def map_colours(images: jax.Array, params: dict[str, jax.Array], dtype: str) -> 
     return (jnp.matmul(images, params["kernel"], precision="highest") + params["bias"]).astype(dtype)
 
 
-def convolve(x: jax.Array, params: dict[str, jax.Array], padding: str, platform: str = "auto") -> jax.Array:
-    """Convolution that keeps the size, with bias; 3x3 or, with zeros, any odd size."""
+def convolve(
+    x: jax.Array, params: dict[str, jax.Array], padding: str, platform: str = "auto", extent: Extent | None = None
+) -> jax.Array:
+    """Convolution that keeps the size, with bias; 3x3 or, with zeros, any odd size. extent: of x, see `VGG.apply`."""
     kernel, bias = params["kernel"].astype(x.dtype), params["bias"].astype(x.dtype)
     if padding == "zeros":
-        return layers.conv(x, kernel, platform) + bias
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=PAD_MODES[padding])
+        return layers.conv(_blank(x, extent), kernel, platform) + bias
+    x = _pad(x, padding, ((1, 1), (1, 1)), extent)
     return layers.conv(x, kernel, platform)[:, 1:-1, 1:-1] + bias
 
 
-def pool(x: jax.Array, pooling: str, ceil_mode: bool = False) -> jax.Array:
-    """2x2 pooling of stride 2, (b, h, w, c) -> (b, h // 2, w // 2, c), rounded up in `ceil_mode`."""
+def pool(x: jax.Array, pooling: str, ceil_mode: bool = False, extent: Extent | None = None) -> jax.Array:
+    """2x2 pooling of stride 2, (b, h, w, c) -> (b, h // 2, w // 2, c), rounded up in `ceil_mode`.
+
+    extent: of x, see `VGG.apply`; that of the result is its half, rounded likewise.
+    """
     if ceil_mode:  # a repeated value changes neither the largest nor the mean
-        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+        x = _pad(x, "replicate", ((0, x.shape[1] % 2), (0, x.shape[2] % 2)), extent)
     if pooling == "max":
         return layers.max_pool(x)
     return POOL_GAIN[pooling] * _mean(layers.windows(x, 2))
+
+
+def _blank(x: jax.Array, extent: Extent | None) -> jax.Array:
+    """Zeros in the place of all that is not the image, (b, h, w, c)."""
+    for axis, side in enumerate(extent or (), start=1):
+        if not _fills(side, x.shape[axis]):
+            x = jnp.where(_places(x, axis) < side, x, 0)
+    return x
+
+
+def _pad(x: jax.Array, padding: str, widths: tuple[tuple[int, int], ...], extent: Extent | None) -> jax.Array:
+    """np.pad of an image that may end before its array does: (b, h, w, c) -> (b, low + h + high, low + w + high, c).
+
+    padding: "reflect" or "replicate". widths: (low, high) of rows and of columns, each 0 or 1. The padding follows the
+    image where that ends within the array, and else the array; what is left beyond it becomes 0.
+    """
+    if extent is None:
+        return jnp.pad(x, ((0, 0), *widths, (0, 0)), mode=PAD_MODES[padding])
+    for axis, (side, (low, high)) in enumerate(zip(extent, widths, strict=True), start=1):
+        size, shift = x.shape[axis], PAD_SHIFTS[padding]
+        if _fills(side, size):
+            x = jnp.pad(x, [(low, high) if a == axis else (0, 0) for a in range(4)], mode=PAD_MODES[padding])
+            continue
+        # Of x and of x shifted, element by element: devices that share the rows then exchange a few with their
+        # neighbours, while an index that is not known when compiling would have them gather the whole.
+        x = _move(x, axis, low, high)
+        place, end = _places(x, axis) - low, jnp.minimum(side, size)
+        past = jnp.where(place == end, _move(x, axis, shift, -shift), 0)
+        padded = jnp.where(place < end, x, past)
+        x = jnp.where(place < 0, _move(x, axis, -shift, shift), padded) if low else padded
+    return x
+
+
+def _fills(side: int | jax.Array, size: int) -> bool:
+    """Whether an image is known to end no earlier than its array."""
+    return isinstance(side, int) and side >= size
+
+
+def _places(x: jax.Array, axis: int) -> jax.Array:
+    """The index of each row or column, (b, h, w, 1)."""
+    return lax.broadcasted_iota(jnp.int32, (*x.shape[:3], 1), axis)
+
+
+def _move(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
+    """Zeros before and after; where a width is negative, so many values fewer."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(low, high, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)])
 
 
 def pool_3x3(x: jax.Array, pooling: str, ceil_mode: bool) -> jax.Array:

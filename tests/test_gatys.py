@@ -34,10 +34,7 @@ def scene():
 
 
 def targets_of(params, content, style, cfg=CFG):
-    content, style = jnp.asarray(content), jnp.asarray(style)
-    return gatys.Targets(
-        gatys.content_features(TINY, params, content, cfg), gatys.gram_matrices(TINY, params, style, cfg)
-    )
+    return gatys.make_targets(TINY, params, content, [style], cfg)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,10 +81,11 @@ def test_loss_of_the_content_picture_itself(params, scene):
     content, style = scene
     terms = gatys.loss_terms(TINY, params, jnp.asarray(content), targets_of(params, *scene), CFG)
     assert set(terms) == {"content/relu3_1", "style/relu1_1", "style/relu2_1", "style/relu3_1", "tv"}
-    assert terms["content/relu3_1"] == 0
+    assert terms["content/relu3_1"] < 1e-10
     assert terms["style/relu1_1"] > 0
     swapped = gatys.loss_terms(TINY, params, jnp.asarray(style), targets_of(params, style, style), CFG)
-    assert all(swapped[name] == 0 for name in swapped if name != "tv")
+    # Targets are compiled by themselves, which rounds in another order; these are squares of that.
+    assert all(swapped[name] < 1e-10 for name in swapped if name != "tv")
 
 
 def test_weights_of_the_loss(params, scene):
@@ -120,9 +118,7 @@ def test_gradient_of_the_loss_against_finite_differences(x64, scene):
     network = dataclasses.replace(TINY, dtype="float64")
     params = jax.tree.map(lambda x: x.astype(jnp.float64), network.init(jax.random.key(0)))
     content, style = (jnp.asarray(x, jnp.float64) for x in scene)
-    targets = gatys.Targets(
-        gatys.content_features(network, params, content, CFG), gatys.gram_matrices(network, params, style, CFG)
-    )
+    targets = gatys.make_targets(network, params, content, [style], CFG)
     rng = np.random.default_rng(1)
     at = content + 0.1 * rng.normal(size=content.shape)
     direction = jnp.asarray(rng.normal(size=content.shape))
@@ -157,6 +153,13 @@ def test_spread_enlarges_what_is_coarse():
     np.testing.assert_allclose(gatys.spread(checkers), checkers, atol=1e-6)
 
 
+def begin(objective, image, cfg):
+    """The first iterate with any loss."""
+    at = gatys.start(image, cfg)
+    value, gradient = jax.jit(jax.value_and_grad(objective, argnums=1))(at.base, at.x)
+    return dataclasses.replace(at, value=value, gradient=gradient, evaluations=at.evaluations + 1)
+
+
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_optimizers_lower_the_loss_and_count_evaluations(params, scene, optimizer):
     content, _ = scene
@@ -173,7 +176,7 @@ def test_optimizers_lower_the_loss_and_count_evaluations(params, scene, optimize
         jax.debug.callback(count, value)
         return value
 
-    at = jax.jit(lambda x: gatys.begin(objective, x, cfg))(jnp.asarray(content))
+    at = begin(objective, jnp.asarray(content), cfg)
     first = float(at.value)
     step = jax.jit(lambda at: gatys.improve(objective, at, cfg))
     for _ in range(15):
@@ -194,7 +197,7 @@ def test_lbfgs_forgets_when_a_search_fails_and_goes_on():
     def broken(base, x):  # NaN a little away from where it stands
         return jnp.where(jnp.sum(x**2) > 1e-12, jnp.nan, smooth(base, x))
 
-    at = jax.jit(lambda x: gatys.begin(smooth, x, cfg))(jnp.zeros((4, 4, 3)))
+    at = begin(smooth, jnp.zeros((4, 4, 3)), cfg)
     stuck = jax.jit(lambda at: gatys.improve(broken, at, cfg))(at)
     assert (int(stuck.resets), int(stuck.stuck)) == (1, 1)
     np.testing.assert_array_equal(stuck.x, at.x)
@@ -210,7 +213,7 @@ def test_lbfgs_forgets_when_a_search_fails_and_goes_on():
 def test_advance_stops_at_the_evaluations_and_logs_each_step(params, scene):
     content, _ = scene
     targets = targets_of(params, *scene)
-    at = gatys.start(TINY, params, targets, jnp.asarray(content), CFG)
+    at, _ = gatys.evaluate(TINY, params, targets, gatys.start(jnp.asarray(content), CFG), CFG)
     first = float(at.value) / gatys.LOSS_SCALE
     at, evaluations, values = gatys.advance(TINY, params, targets, at, np.int32(8), CFG)
     done = np.asarray(evaluations)[np.asarray(evaluations) > 0]

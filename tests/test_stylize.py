@@ -90,7 +90,7 @@ def test_luma_keeps_the_colours(place, tmp_path):
         (["content.png"], "no style is given: name at least one picture after"),
         (["none.png", "style.jpg"], "none.png"),
         (["content.png", "none.jpg"], "none.jpg"),
-        (["content.png", "style.jpg", "--style-weights", "1", "2"], "--style-weights has 2 numbers for 1 styles"),
+        (["content.png", "style.jpg", "--style-weights", "1", "2"], "--style-weights has 2 values for 1 styles"),
         (["content.png", "style.jpg", "-o", "missing/out.png"], "there is no folder"),
         (["content.png", "style.jpg", "-o", "out.bmp"], "its format follows from it: use .png"),
         (["content.png", "style.jpg", "--content-layers=relu9_1"], "the network has no layer 'relu9_1'"),

@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ganstyle_jax import layers, vgg, weights
 from ganstyle_jax.vgg import FIRES, VGG, SqueezeNet
@@ -389,6 +392,155 @@ def test_no_further_than_the_last_tap(network):
     taps = functools.partial(network.apply, taps=("pool1", network.names[0]))
     found = jax.eval_shape(taps, first, jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
     assert found.keys() == {"pool1", network.names[0]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images that end before their arrays, and arrays that end before their images
+
+TINY = VGG(((4, 4), (6,), (8,)))
+PADDINGS = ("zeros", "reflect", "replicate")
+
+
+def cropped(network, taps, extent):
+    """Each tap's values of an image of that extent, (b, h, w, c)."""
+
+    def size(side, tap):
+        return -(-side // network.stride(tap)) if network.ceil_mode else side // network.stride(tap)
+
+    return {tap: x[:, : size(extent[0], tap), : size(extent[1], tap)] for tap, x in taps.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("network", "crop", "static"))
+def padded_taps_and_gradient(network, params, images, crop, static=None, traced=(None, None)):
+    """All taps, whole, and the gradient by the images of the cropped ones' squares.
+
+    The extent is `static` and, where that is None, `traced`.
+    """
+    extent = static and tuple(t if s is None else s for s, t in zip(static, traced, strict=True))
+
+    def loss(images):
+        taps = network.apply(params, images, network.names, extent)
+        return sum(jnp.sum(x**2) for x in cropped(network, taps, crop).values()), taps
+
+    gradient, taps = jax.grad(loss, has_aux=True)(images)
+    return taps, gradient
+
+
+@st.composite
+def networks(draw):
+    return dataclasses.replace(
+        TINY,
+        padding=draw(st.sampled_from(PADDINGS)),
+        first_padding=draw(st.sampled_from((None, *PADDINGS))),
+        pooling=draw(st.sampled_from(("max", "average"))),
+        ceil_mode=draw(st.booleans()),
+        remat=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=8)
+@given(networks(), *[st.tuples(st.integers(0, 7), st.integers(0, 6), st.booleans())] * 2, st.integers(0, 99))
+def test_image_within_a_larger_array(network, rows, columns, seed):
+    """Rows and columns: how many more than the network needs, how many of padding, whether traced."""
+    least, sides = network.smallest_side(network.names), (rows, columns)
+    extent = tuple(least + further for further, _, _ in sides)
+    params, images = random_params(network, seed), picture(*extent, batch=2, seed=seed)
+    expected, expected_gradient = padded_taps_and_gradient(network, params, images, extent)
+
+    beyond = [(0, 0), *[(0, padding) for _, padding, _ in sides], (0, 0)]
+    inside = np.pad(np.ones_like(images, bool), beyond)
+    images = np.where(inside, np.pad(images, beyond), np.float32(np.nan))  # which is in all that depends on it
+    static = tuple(None if is_traced else side for side, (_, _, is_traced) in zip(extent, sides, strict=True))
+    taps, gradient = padded_taps_and_gradient(network, params, images, extent, static, extent)
+    for tap, x in cropped(network, taps, extent).items():
+        assert_close(x, expected[tap], 1e-5)
+        assert jnp.isfinite(taps[tap]).all()
+    assert_close(gradient[inside], expected_gradient.ravel(), 1e-5)
+    assert not gradient[~inside].any()
+
+
+@pytest.mark.parametrize("is_traced", [False, True], ids=["static", "traced"])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_array_within_a_larger_image(padding, is_traced):
+    """Where the array ends first it is padded as ever; the image's own features begin `reach` before."""
+    network = dataclasses.replace(TINY, padding=padding, ceil_mode=True)
+    params, images = random_params(network), picture(41, 21)
+    whole, _ = padded_taps_and_gradient(network, params, images, (41, 21))
+    alone, _ = padded_taps_and_gradient(network, params, images[:, :27], (27, 21))
+    part = np.pad(images[:, :27], [(0, 0), (0, 0), (0, 3), (0, 0)])
+    static = (None, None) if is_traced else (41, 21)
+    taps, _ = padded_taps_and_gradient(network, params, part, (27, 21), static, (41, 21))
+    for tap, x in cropped(network, taps, (27, 21)).items():
+        assert_close(x, alone[tap], 1e-5)
+        unaffected = (27 - network.reach([tap])) // network.stride(tap)
+        assert unaffected > 3
+        assert_close(x[:, :unaffected], whole[tap][:, :unaffected], 1e-5)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_extent_of_the_array_costs_nothing(padding):
+    """On each axis for itself, and in each block: 13 and 12 rows are 6 after the first."""
+    network = dataclasses.replace(TINY, padding=padding)
+    params, image = jax.eval_shape(network.init, jax.random.key(0)), jax.ShapeDtypeStruct((1, 13, 16, 3), jnp.float32)
+
+    def masks(extent):
+        apply = functools.partial(network.apply, taps=network.names, extent=extent)
+        return str(jax.make_jaxpr(apply)(params, image)).count("= iota[")
+
+    assert masks(None) == masks((13, 16)) == masks((14, 17)) == 0
+    assert masks((12, 16)) == masks((13, 15)) // 2 == 2  # convolutions, of the first block and of all
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"padding": "reflect", "remat": True}, {"padding": "replicate", "pooling": "average", "ceil_mode": True}],
+    ids=str,
+)
+def test_devices_that_share_the_rows(options):
+    """They give what one gives and tell their neighbours a few rows, where these divide evenly throughout."""
+    network = dataclasses.replace(TINY, platform="xla", **options)
+    params, extent, images = random_params(network), (57, 18), picture(64, 20)
+    expected = padded_taps_and_gradient(network, params, images, extent, (None, None), extent)
+
+    mesh = Mesh(np.array(jax.devices()), ("rows",))
+    everywhere, by_rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "rows"))
+    operands = jax.device_put(params, everywhere), jax.device_put(images, by_rows), jax.device_put(extent, everywhere)
+
+    def shared(params, images, extent):
+        return padded_taps_and_gradient(network, params, images, (57, 18), (None, None), extent)
+
+    program = jax.jit(shared).lower(*operands).compile()
+    found = program(*operands)
+    close(found, expected, 1e-5)
+    assert {x.sharding.spec for x in jax.tree.leaves(found)} == {by_rows.spec}
+    text = program.as_text()
+    assert "collective-permute" in text
+    assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all", "reduce-scatter"))
+
+
+def test_stride_and_reach():
+    """What one value depends on, by experiment: with weights, biases and colours above 0 no ReLU cuts anything off."""
+    network, place = dataclasses.replace(TINY, pooling="average"), 5
+    params, images = jax.tree.map(lambda x: jnp.abs(x) + 0.01, random_params(network)), abs(picture(48, 48)) + 0.01
+
+    def gradients(images):
+        _, backward = jax.vjp(lambda images: network.apply(params, images, network.names), images)
+        shapes = jax.eval_shape(lambda: network.apply(params, images, network.names))
+        zeros = {tap: jnp.zeros(x.shape) for tap, x in shapes.items()}
+        return {tap: backward(zeros | {tap: x.at[:, place, place].set(1)})[0] for tap, x in zeros.items()}
+
+    for tap, gradient in jax.jit(gradients)(images).items():
+        stride, reach = network.stride(tap), network.reach([tap])
+        expected = np.zeros((48, 48), bool)
+        expected[(side := slice(place * stride - reach, (place + 1) * stride + reach)), side] = True
+        np.testing.assert_array_equal((gradient != 0).any((0, 3)), expected)
+    assert [network.stride(tap) for tap in ("conv1_1", "pool1", "relu2_1", "pool2", "relu3_1")] == [1, 2, 2, 4, 4]
+    assert vgg.VGG19.reach(["relu5_1", "relu1_1"]) == 70 and vgg.VGG19.reach([]) == 0
+
+
+def test_squeezenet_knows_no_extent():
+    with pytest.raises(ValueError, match=r"without padding, that is extent=None, and not \(8, 8\)"):
+        SqueezeNet().apply({}, jnp.zeros((1, 9, 9, 3)), ("conv1",), (8, 8))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -59,9 +59,7 @@ def main(settings: Settings) -> None:
     for content_name, style_name in zip(names, names, strict=True):
         content, style = (read(settings.pictures / name, settings.size) for name in (content_name, style_name))
         cfg = gatys.Config(size=settings.size)
-        targets = gatys.Targets(
-            gatys.content_features(network, params, content, cfg), gatys.gram_matrices(network, params, style, cfg)
-        )
+        targets = gatys.make_targets(network, params, content, [style], cfg)
         most = max(settings.evaluations)
         curves = {"ours": ours(network, params, targets, content, cfg, most)}
         for history in settings.histories:
@@ -91,7 +89,8 @@ def read(path: Path, size: int) -> jax.Array:
 
 
 def ours(network, params, targets, content: jax.Array, cfg: gatys.Config, most: int) -> Curve:
-    at, curve = gatys.start(network, params, targets, content, cfg), []
+    at, _ = gatys.evaluate(network, params, targets, gatys.start(content, cfg), cfg)
+    curve = []
     while int(at.evaluations) < most and int(at.stuck) < 2:
         at, evaluations, values = gatys.advance(network, params, targets, at, np.int32(most), cfg)
         curve += [(int(e), float(v)) for e, v in zip(evaluations, values, strict=True) if e]

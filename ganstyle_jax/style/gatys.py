@@ -27,9 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
-from ganstyle_jax import images, losses
-from ganstyle_jax.vgg import Network, Params
+from ganstyle_jax import images, losses, tiles
+from ganstyle_jax.tiles import Canvas
+from ganstyle_jax.vgg import VGG, Network, Params
 
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
@@ -46,13 +48,16 @@ class Config:
     content_layers: tuple[str, ...] = ("relu4_1",)
     style_layers: tuple[str, ...] = STYLE_LAYERS
     style_layer_weights: tuple[float, ...] = (1.0,)  # one for each style layer, or one for all
-    init: Literal["content", "noise"] = "content"  # what the smallest image begins with
+    style_loss: Literal["gram", "wasserstein"] = "gram"  # of Gram matrices, or of means and covariances as Gaussians
+    init: Literal["content", "noise", "style"] = "content"  # the first image; style: noise of the style's colours
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     steps: int = 60  # evaluations of loss and gradient at each size
     learning_rate: float = 0.05  # of Adam
     memory: int = 20  # pairs that L-BFGS keeps
     smallest: int = 128  # longer side of the first image in pixels
     factor: float = 2**0.5  # from one size to the next
+    averaging: float = 0.0  # the result is the running mean of the images on the way, which forgets at this rate
+    tile: int = 0  # pixels of the side of a tile, for images too large for memory in one piece; 0 for one piece
 
     def __post_init__(self):
         for name in ("size", "steps", "memory", "smallest"):
@@ -64,6 +69,10 @@ class Config:
         for name in ("style_scale", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.tile < 0:
+            raise ValueError(f"tile must not be negative, got {self.tile}")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging must be at least 0 and less than 1, got {self.averaging}")
         if not self.factor > 1:
             raise ValueError(f"factor must be more than 1, got {self.factor}")
         if not all(w >= 0 for w in self.style_layer_weights) or not sum(self.style_layer_weights) > 0:
@@ -73,6 +82,11 @@ class Config:
                 f"style_layer_weights must be one number or {len(self.style_layers)}, one for each style layer, got "
                 f"{len(self.style_layer_weights)}"
             )
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All that are compared, each once."""
+        return tuple(dict.fromkeys((*self.content_layers, *self.style_layers)))
 
     @property
     def sizes(self) -> list[int]:
@@ -88,40 +102,240 @@ class Config:
 
 
 @flax.struct.dataclass
+class Moments:
+    """What a style is: means and products of channels over the places of each region, or their sums."""
+
+    mean: jax.Array  # (regions, c)
+    gram: jax.Array  # (regions, c, c)
+
+
+@flax.struct.dataclass
 class Targets:
-    """What the features of the image are compared with."""
+    """What the features of an image are compared with, by layer.
 
-    content: dict[str, jax.Array]  # features (h, w, c) by layer
-    style: dict[str, jax.Array]  # Gram matrices (c, c) by layer
+    Masks are needed only where some places count less than others: for styles of regions, and where the image lies in
+    an array larger than itself (see tiles.py).
+    """
+
+    content: dict[str, jax.Array]  # features (h, w, c)
+    style: dict[str, Moments]
+    factors: dict[str, jax.Array]  # of the styles' covariances, (regions, c, c); empty unless by Wasserstein distance
+    share: jax.Array  # (regions,), how much each counts
+    regions: dict[str, jax.Array]  # masks (regions, h, w, 1) from 0 to 1 by style layer, or empty
+    areas: dict[str, jax.Array]  # their sums, (regions,)
+    inside: dict[str, jax.Array]  # masks (1, h, w, 1) by content layer, or empty
+    canvas: Canvas = flax.struct.field(pytree_node=False)
 
 
-def content_features(network: Network, params: Params, content: jax.Array, cfg: Config) -> dict[str, jax.Array]:
-    """(h, w, 3) in [-1, 1] to features (h', w', c) by layer."""
-    return {layer: x[0] for layer, x in network.apply(params, content[None], cfg.content_layers).items()}
+def moments(features: jax.Array, regions: jax.Array | None = None) -> Moments:
+    """Sums over places: features (h, w, c), masks (r, h, w, 1) of regions or None for one region of all places."""
+    flat = features.reshape(-1, features.shape[-1])
+    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.promote_types(features.dtype, jnp.float32))
+    if regions is None:
+        return Moments(dot("pc->c", flat)[None], dot("pc,pd->cd", flat, flat)[None])
+    masks = regions.reshape(len(regions), -1).astype(features.dtype)
+    return Moments(dot("rp,pc->rc", masks, flat), dot("rpc,pd->rcd", masks[..., None] * flat, flat))
 
 
-def gram_matrices(network: Network, params: Params, style: jax.Array, cfg: Config) -> dict[str, jax.Array]:
-    """(h, w, 3) in [-1, 1] to Gram matrices (c, c) by layer."""
-    features = network.apply(params, style[None], cfg.style_layers)
-    return {layer: losses.gram_matrix(x[0]) for layer, x in features.items()}
+def sums(
+    network: Network, params: Params, image: jax.Array, targets: Targets, cfg: Config, extent: Any = None
+) -> tuple[dict[str, jax.Array], dict[str, Moments]]:
+    """All that the loss needs of an image's features, sums over places: squared errors of content, and moments."""
+    taps = network.apply(params, image[None], cfg.layers, extent)
+    content, style = {}, {}
+    for layer in cfg.content_layers:
+        precision = jnp.promote_types(taps[layer].dtype, jnp.float32)
+        error = (taps[layer][0].astype(precision) - targets.content[layer].astype(precision)) ** 2
+        content[layer] = jnp.sum(error * targets.inside[layer][0] if targets.inside else error)
+    for layer in cfg.style_layers:
+        style[layer] = moments(taps[layer][0], targets.regions.get(layer))
+    return content, style
+
+
+def sums_by_tiles(
+    network: VGG, params: Params, image: jax.Array, targets: Targets, cfg: Config
+) -> tuple[dict[str, jax.Array], dict[str, Moments]]:
+    """As `sums`, with the features of one tile at a time."""
+
+    def of_tile(window, place, args):
+        params, targets = args
+        content = {layer: place.cut(x, window, network.stride(layer)) for layer, x in targets.content.items()}
+        inside = {layer: place.mask(x, window, network.stride(layer)) for layer, x in targets.inside.items()}
+        regions = {layer: place.mask(x, window, network.stride(layer)) for layer, x in targets.regions.items()}
+        here = dataclasses.replace(targets, content=content, inside=inside, regions=regions)
+        return sums(network, params, window, here, cfg, place.extent())
+
+    return tiles.sum_over(of_tile, image, (params, targets), targets.canvas)
 
 
 def loss_terms(
     network: Network, params: Params, image: jax.Array, targets: Targets, cfg: Config
 ) -> dict[str, jax.Array]:
     """The weighted terms of the loss of an image (h, w, 3); their sum is what is minimised."""
-    taps = network.apply(params, image[None], tuple(dict.fromkeys((*cfg.content_layers, *cfg.style_layers))))
+    canvas = targets.canvas
+    if canvas.tile:
+        content, style = sums_by_tiles(network, params, image, targets, cfg)
+    else:
+        content, style = sums(network, params, image, targets, cfg, canvas.padded)
     weights = np.broadcast_to(np.asarray(cfg.style_layer_weights), len(cfg.style_layers))
     weights = dict(zip(cfg.style_layers, cfg.style_weight * weights / weights.sum(), strict=True))
     terms = {}
-    for layer in cfg.content_layers:
-        error = losses.relative_error(taps[layer][0], targets.content[layer])
-        terms[f"content/{layer}"] = cfg.content_weight / len(cfg.content_layers) * error
+    for layer, error in content.items():
+        squares = jnp.sum(targets.content[layer].astype(error.dtype) ** 2)
+        terms[f"content/{layer}"] = cfg.content_weight / len(cfg.content_layers) * error / jnp.maximum(squares, 1e-12)
     for layer, weight in weights.items():
-        gram = losses.gram_matrix(taps[layer][0])
-        terms[f"style/{layer}"] = weight * losses.relative_error(gram, targets.style[layer])
-    terms["tv"] = cfg.tv_weight * losses.total_variation(image)
+        found = means(style[layer], targets.areas[layer])
+        if cfg.style_loss == "gram":
+            errors = jax.vmap(losses.relative_error)(found.gram, targets.style[layer].gram)
+        else:
+            errors = jax.vmap(wasserstein_error)(found, targets.style[layer], targets.factors[layer])
+        terms[f"style/{layer}"] = weight * jnp.sum(targets.share * errors)
+    terms["tv"] = cfg.tv_weight * losses.total_variation(image, canvas.padded)
     return terms
+
+
+def means(total: Moments, areas: jax.Array) -> Moments:
+    return Moments(total.mean / areas[:, None], total.gram / areas[:, None, None])
+
+
+def wasserstein_error(found: Moments, target: Moments, factor: jax.Array) -> jax.Array:
+    """Squared distance of two Gaussians with these moments, over the distance from the target to features of zeros."""
+    distance = losses.wasserstein(found.mean, covariance(found), target.mean, factor)
+    return distance / jnp.maximum(jnp.trace(target.gram), 1e-12)
+
+
+def covariance(of: Moments) -> jax.Array:
+    return of.gram - of.mean[..., :, None] * of.mean[..., None, :]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What to aim for
+
+
+def make_targets(
+    network: Network,
+    params: Params,
+    content: Any,
+    styles: Sequence[Any],
+    cfg: Config,
+    style_weights: Sequence[float] | None = None,
+    content_masks: Sequence[Any] | None = None,
+    style_masks: Sequence[Any] | None = None,
+    mesh: Mesh | None = None,
+) -> Targets:
+    """From pictures (h, w, 3) of the sizes that they are to be compared at; weights and masks as for `stylize`.
+
+    mesh: devices that share the rows of the image, on an axis "rows".
+    """
+    canvas = canvas_of(content.shape[:2], network, cfg, mesh)
+    found = []
+    for i, style in enumerate(styles):
+        around = canvas_of(style.shape[:2], network, cfg, mesh)
+        mask = None if style_masks is None else np.asarray(style_masks[i])[None]
+        masks = masks_of(network, params, around, cfg.style_layers, mask)
+        found.append(style_moments(network, params, around.put(style), masks, cfg, around))
+    weights = np.ones(len(styles)) if style_weights is None else np.asarray(style_weights, float)
+    share, masks = np.ones(1), None
+    if content_masks is None:
+        # All styles everywhere: of all images with weighted squared distances to several matrices the best is the one
+        # nearest to their mean, which are also the moments of all styles' features thrown together.
+        blend = weights / weights.sum()
+        style = jax.tree.map(lambda *x: sum(w * y for w, y in zip(blend, x, strict=True)), *found)
+    else:
+        masks = np.stack([np.asarray(mask) for mask in content_masks])
+        share = weights / weights.mean() * masks.mean((1, 2))  # so that each place weighs its style as its content
+        style = jax.tree.map(lambda *x: jnp.concatenate(x), *found)
+    factors = {}
+    if cfg.style_loss == "wasserstein":
+        factors = {layer: jax.vmap(losses.factor)(covariance(x)) for layer, x in style.items()}
+    regions = masks_of(network, params, canvas, cfg.style_layers, masks)
+    areas = {layer: jnp.sum(x, (1, 2, 3)) for layer, x in regions.items()}
+    inside = masks_of(network, params, canvas, cfg.content_layers, None)
+    features = content_features(network, params, canvas.put(content), inside, cfg, canvas)
+    whole = canvas.tile is None and canvas.padded is None
+    return Targets(
+        features,
+        style,
+        factors,
+        jnp.asarray(share, jnp.float32),
+        {} if whole and masks is None else regions,
+        areas,
+        {} if whole else inside,
+        canvas,
+    )
+
+
+def canvas_of(extent: Sequence[int], network: Network, cfg: Config, mesh: Mesh | None = None) -> Canvas:
+    """How an image of that extent is cut, if it is. Raises ValueError where it cannot be."""
+    if not cfg.tile and mesh is None:
+        return tiles.whole(extent)
+    if not isinstance(network, VGG):
+        raise ValueError("only a network laid out like VGG sees an image in tiles or rows, not SqueezeNet")
+    edge = max(2**SCALES, *(network.stride(layer) for layer in cfg.layers))  # no square of an average may be cut
+    if mesh is not None:
+        if cfg.tile:
+            raise ValueError("an image is cut into tiles on one device or into rows on several, not both")
+        return tiles.by_rows(extent, edge, mesh)
+    return tiles.by_tiles(extent, edge, cfg.tile, network.reach(cfg.layers))
+
+
+def masks_of(
+    network: Network, params: Params, canvas: Canvas, layers: tuple[str, ...], masks: np.ndarray | None
+) -> dict[str, jax.Array]:
+    """Masks (regions, h, w) from 0 to 1, or None for one region of all, to (regions, h', w', 1) by layer.
+
+    A feature belongs to a region as much as the pixels that it stands for do on average.
+    """
+
+    def shapes(extent):
+        image = jax.ShapeDtypeStruct((1, *extent, 3), jnp.float32)
+        found = jax.eval_shape(lambda params, image: network.apply(params, image, layers), params, image)
+        return {layer: x.shape[1:3] for layer, x in found.items()}
+
+    real, whole, found = shapes(canvas.extent), shapes(canvas.shape), {}
+    for layer in layers:
+        here = np.ones((1, *real[layer]))
+        if masks is not None:
+            here = jax.image.resize(jnp.asarray(masks, jnp.float32), (len(masks), *real[layer]), "linear")
+        found[layer] = canvas.put(np.asarray(here, np.float32)[..., None], whole[layer], axis=1)
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("network", "cfg", "canvas"))
+def content_features(
+    network: Network, params: Params, content: jax.Array, inside: dict[str, jax.Array], cfg: Config, canvas: Canvas
+) -> dict[str, jax.Array]:
+    """(h, w, 3) in [-1, 1] to features (h', w', c) by layer, zeros where its mask (1, h', w', 1) is."""
+
+    def features(image, extent):
+        return {layer: x[0] for layer, x in network.apply(params, image[None], cfg.content_layers, extent).items()}
+
+    if canvas.tile is None:
+        found = features(content, canvas.padded)
+    else:
+        found = tiles.map_over(lambda window, place: features(window, place.extent()), content, canvas)
+    return {layer: jnp.where(inside[layer][0] > 0, x, 0) for layer, x in found.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("network", "cfg", "canvas"))
+def style_moments(
+    network: Network, params: Params, style: jax.Array, masks: dict[str, jax.Array], cfg: Config, canvas: Canvas
+) -> dict[str, Moments]:
+    """(h, w, 3) in [-1, 1] to moments of its features where its masks (1, h', w', 1) are, by layer."""
+
+    def of(image, masks, extent):
+        taps = network.apply(params, image[None], cfg.style_layers, extent)
+        return {layer: moments(x[0], masks[layer]) for layer, x in taps.items()}
+
+    def of_tile(window, place, args):
+        masks = {layer: place.mask(x, window, network.stride(layer)) for layer, x in args.items()}
+        return of(window, masks, place.extent())
+
+    if canvas.tile is None:
+        total = of(style, masks, canvas.padded)
+    else:
+        total = tiles.sum_over(of_tile, style, masks, canvas)
+    return {layer: means(x, jnp.sum(masks[layer], (1, 2, 3))) for layer, x in total.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,14 +344,16 @@ def loss_terms(
 
 @flax.struct.dataclass
 class Iterate:
-    """Where the optimisation of one image stands."""
+    """Where the optimisation of one image stands, or of several with a leading axis."""
 
     base: jax.Array  # (h, w, 3), the image at the beginning
     x: jax.Array  # (h, w, 3), the variables, see `to_image`
+    mean: jax.Array  # (h, w, 3), running mean of the images since then; of no size without `cfg.averaging`
     value: jax.Array  # loss at x
     gradient: jax.Array
     opt_state: Any
-    evaluations: jax.Array  # of loss and gradient so far
+    steps: jax.Array  # of the optimizer
+    evaluations: jax.Array  # of loss and gradient
     resets: jax.Array  # how often L-BFGS forgot its history, because a line search failed or a value was not finite
     stuck: jax.Array  # resets in a row: two mean that nothing more can be gained in this arithmetic
 
@@ -147,14 +363,14 @@ SCALES = 4  # of the variables: single pixels, and averages of squares of 2, 4, 
 COARSENESS = 0.4  # how much further a step moves the average of a square twice as large, as a power of 2
 
 
-def to_image(base: jax.Array, x: jax.Array, cfg: Config) -> jax.Array:
+def to_image(base: jax.Array, x: jax.Array, cfg: Config, canvas: Canvas) -> jax.Array:
     """The image that the variables stand for, (h, w, 3) both: for Adam they are the image itself.
 
     optax caps the first step of L-BFGS to length 1, which in these variables is 0.03 for every colour value.
     """
     if cfg.optimizer == "adam":
         return x
-    return base + 0.03 * float(np.prod(x.shape)) ** 0.5 * spread(x)
+    return base + 0.03 * (3 * canvas.extent[0] * canvas.extent[1]) ** 0.5 * spread(canvas.clear(x))
 
 
 def spread(x: jax.Array) -> jax.Array:
@@ -175,6 +391,19 @@ def spread(x: jax.Array) -> jax.Array:
     return x + added[:h, :w]
 
 
+@functools.partial(jax.jit, static_argnames=("cfg", "canvas"))
+def picture_of(at: Iterate, cfg: Config, canvas: Canvas) -> jax.Array:
+    """The image so far, (h, w, 3), or (b, h, w, 3) of several: the last, or the mean of those on the way."""
+
+    def one(at):
+        last = to_image(at.base, at.x, cfg, canvas)
+        if not cfg.averaging:
+            return last
+        return jnp.where(at.steps > 0, at.mean / jnp.maximum(1 - cfg.averaging**at.steps, 1e-6), last)
+
+    return one(at) if at.value.ndim == 0 else jax.vmap(one)(at)
+
+
 def optimizer(cfg: Config) -> optax.GradientTransformationExtraArgs:
     if cfg.optimizer == "adam":
         return optax.with_extra_args_support(optax.adam(cfg.learning_rate))
@@ -183,13 +412,15 @@ def optimizer(cfg: Config) -> optax.GradientTransformationExtraArgs:
     return optax.lbfgs(memory_size=cfg.memory, linesearch=search)
 
 
-def begin(objective: Callable[[jax.Array, jax.Array], jax.Array], image: jax.Array, cfg: Config) -> Iterate:
-    """The first iterate. objective(base, x) is the loss, scaled."""
+def begin(image: jax.Array, cfg: Config) -> Iterate:
+    """The first iterate of an image (h, w, 3), whose loss and gradient are not known yet."""
     # Copies, because the state is donated: the caller may still want the image, and no buffer may be donated twice.
     base, x = jnp.copy(image), jnp.zeros_like(image) if cfg.optimizer == "lbfgs" else jnp.copy(image)
-    value, gradient = jax.value_and_grad(objective, argnums=1)(base, x)
     zero = jnp.zeros((), jnp.int32)
-    return Iterate(base, x, value, gradient, optimizer(cfg).init(x), zero + 1, zero, zero)
+    mean = jnp.zeros_like(image) if cfg.averaging else jnp.zeros(0)
+    # Types as they will be after a step, or that would be compiled twice: optax begins with numbers of no fixed type.
+    opt_state = jax.tree.map(lambda x: lax.convert_element_type(x, x.dtype), optimizer(cfg).init(x))
+    return Iterate(base, x, mean, jnp.zeros((), x.dtype), jnp.zeros_like(x), opt_state, zero, zero, zero, zero)
 
 
 def improve(objective: Callable[[jax.Array, jax.Array], jax.Array], at: Iterate, cfg: Config) -> Iterate:
@@ -200,57 +431,129 @@ def improve(objective: Callable[[jax.Array, jax.Array], jax.Array], at: Iterate,
         updates, opt_state = solver.update(at.gradient, at.opt_state, at.x)
         x = jnp.clip(at.x + updates, -1, 1)
         value, gradient = jax.value_and_grad(value_fn)(x)
-        return dataclasses.replace(
-            at, x=x, value=value, gradient=gradient, opt_state=opt_state, evaluations=at.evaluations + 1
+        changed = {"evaluations": at.evaluations + 1}
+    else:
+        updates, opt_state = solver.update(
+            at.gradient, at.opt_state, at.x, value=at.value, grad=at.gradient, value_fn=value_fn
         )
-    updates, opt_state = solver.update(
-        at.gradient, at.opt_state, at.x, value=at.value, grad=at.gradient, value_fn=value_fn
-    )
-    pairs, *others, search = opt_state
-    moved = (search.info.decrease_error <= 0) & (search.value < at.value) & jnp.isfinite(search.grad).all()
-    # Forgetting is to count pairs as nothing; the pairs themselves, most of the memory, need not be touched.
-    pairs = pairs._replace(
-        count=jnp.where(moved, pairs.count, 0), weights_memory=jnp.where(moved, pairs.weights_memory, 0)
-    )
-    return Iterate(
-        at.base,
-        jnp.where(moved, at.x + updates, at.x),
-        jnp.where(moved, search.value, at.value),
-        jnp.where(moved, search.grad, at.gradient),
-        (pairs, *others, search),
-        at.evaluations + search.info.num_linesearch_steps,
-        at.resets + ~moved,
-        jnp.where(moved, 0, at.stuck + 1),
+        pairs, *others, search = opt_state
+        moved = (search.info.decrease_error <= 0) & (search.value < at.value) & jnp.isfinite(search.grad).all()
+        # Forgetting is to count pairs as nothing; the pairs themselves, most of the memory, need not be touched.
+        pairs = pairs._replace(
+            count=jnp.where(moved, pairs.count, 0), weights_memory=jnp.where(moved, pairs.weights_memory, 0)
+        )
+        opt_state = (pairs, *others, search)
+        x = jnp.where(moved, at.x + updates, at.x)
+        value, gradient = jnp.where(moved, search.value, at.value), jnp.where(moved, search.grad, at.gradient)
+        changed = {
+            "evaluations": at.evaluations + search.info.num_linesearch_steps,
+            "resets": at.resets + ~moved,
+            "stuck": jnp.where(moved, 0, at.stuck + 1),
+        }
+    return dataclasses.replace(
+        at, x=x, value=value, gradient=gradient, opt_state=opt_state, steps=at.steps + 1, **changed
     )
 
 
-@functools.partial(jax.jit, static_argnames=("network", "cfg", "rows"), donate_argnames="at")
+@functools.partial(jax.jit, static_argnames="cfg")
+def start(image: jax.Array, cfg: Config, before: Iterate | None = None) -> Iterate:
+    """The first iterate of an image (h, w, 3), or of several (b, h, w, 3).
+
+    before: where smaller ones ended, from which Adam takes its moments.
+    """
+
+    def one(image, before):
+        at = begin(image, cfg)
+        if before is None or cfg.optimizer != "adam":
+            return at
+        # A pixel's derivative is the smaller the more pixels there are.
+        ratio = before.x.size / image.size
+        adam, *others = before.opt_state
+        mu = ratio * jax.image.resize(adam.mu, image.shape, "linear")
+        nu = ratio**2 * jax.image.resize(adam.nu, image.shape, "linear")
+        return dataclasses.replace(at, opt_state=(adam._replace(mu=mu, nu=nu), *others))
+
+    return one(image, before) if image.ndim == 3 else jax.vmap(one)(image, before)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "cfg", "mesh"))
+def evaluate(
+    network: Network, params: Params, targets: Targets, at: Iterate, cfg: Config, mesh: Mesh | None = None
+) -> tuple[Iterate, dict[str, jax.Array]]:
+    """The iterate with its loss and gradient, and the terms of the loss.
+
+    Of several images with as many targets, all have a leading axis. mesh: devices among which they are dealt out, on an
+    axis "pictures".
+    """
+
+    def one(targets, at):
+        def objective(x):
+            terms = loss_terms(network, params, to_image(at.base, x, cfg, targets.canvas), targets, cfg)
+            return LOSS_SCALE * functools.reduce(jnp.add, terms.values()), terms
+
+        (value, terms), gradient = jax.value_and_grad(objective, has_aux=True)(at.x)
+        return dataclasses.replace(at, value=value, gradient=gradient, evaluations=at.evaluations + 1), terms
+
+    return one(targets, at) if at.value.ndim == 0 else _by_pictures(jax.vmap(one), mesh)(targets, at)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "cfg", "mesh", "rows"), donate_argnames="at")
 def advance(
-    network: Network, params: Params, targets: Targets, at: Iterate, until: jax.Array, cfg: Config, rows: int = 64
+    network: Network,
+    params: Params,
+    targets: Targets,
+    at: Iterate,
+    until: jax.Array,
+    cfg: Config,
+    mesh: Mesh | None = None,
+    rows: int = 64,
 ) -> tuple[Iterate, jax.Array, jax.Array]:
     """Steps until at least `until` evaluations are done, `rows` steps at most, or nothing can be gained any more.
 
-    Also returns the evaluations done, 0 where there was no step, and the loss after each step, (rows,) both.
+    Of several images (see `evaluate`) all go on until the last is done. Also returns the evaluations done after each
+    step, 0 where there was none, and the loss, (rows,) or (b, rows) both.
     """
-    objective = make_objective(network, params, targets, cfg)
 
-    def more(carry):
-        i, at, _, _ = carry
-        return (i < rows) & (at.evaluations < until) & (at.stuck < 2)
+    def one(targets, at):
+        at = improve(make_objective(network, params, targets, cfg), at, cfg)
+        if cfg.averaging:
+            image = to_image(at.base, at.x, cfg, targets.canvas)
+            at = dataclasses.replace(at, mean=cfg.averaging * at.mean + (1 - cfg.averaging) * image)
+        return at
 
-    def step(carry):
-        i, at, evaluations, values = carry
-        at = improve(objective, at, cfg)
-        return i + 1, at, evaluations.at[i].set(at.evaluations), values.at[i].set(at.value / LOSS_SCALE)
+    def many(targets, at, until):
+        many_or_one = one if at.value.ndim == 0 else jax.vmap(one)
 
-    empty = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, at.value.dtype)
-    _, at, evaluations, values = lax.while_loop(more, step, (0, at, *empty))
-    return at, evaluations, values
+        def more(carry):
+            i, at, _, _ = carry
+            return (i < rows) & jnp.any((at.evaluations < until) & (at.stuck < 2))
+
+        def step(carry):
+            i, at, evaluations, values = carry
+            at = many_or_one(targets, at)
+            return i + 1, at, evaluations.at[..., i].set(at.evaluations), values.at[..., i].set(at.value / LOSS_SCALE)
+
+        empty = jnp.zeros((*at.value.shape, rows), jnp.int32), jnp.zeros((*at.value.shape, rows), at.value.dtype)
+        return lax.while_loop(more, step, (0, at, *empty))[1:]
+
+    return many(targets, at, until) if at.value.ndim == 0 else _by_pictures(many, mesh)(targets, at, until)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "cfg"))
-def start(network: Network, params: Params, targets: Targets, image: jax.Array, cfg: Config) -> Iterate:
-    return begin(make_objective(network, params, targets, cfg), image, cfg)
+def _by_pictures(function: Callable, mesh: Mesh | None) -> Callable:
+    """Each device works on its share of the pictures, at its own pace; arguments without axes are everyone's."""
+    if mesh is None:
+        return function
+
+    def spec(x):
+        return PartitionSpec("pictures") if jnp.ndim(x) else PartitionSpec()
+
+    def shared(*args):
+        specs = jax.tree.map(spec, args)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("pictures"), check_vma=False)(
+            *args
+        )
+
+    return shared
 
 
 def make_objective(
@@ -259,7 +562,7 @@ def make_objective(
     """The loss, scaled, as a function of where the image began and of the variables."""
 
     def objective(base, x):
-        terms = loss_terms(network, params, to_image(base, x, cfg), targets, cfg)
+        terms = loss_terms(network, params, to_image(base, x, cfg, targets.canvas), targets, cfg)
         return LOSS_SCALE * functools.reduce(jnp.add, terms.values())
 
     return objective
@@ -270,6 +573,45 @@ def make_objective(
 
 
 @dataclasses.dataclass(frozen=True)
+class Job:
+    """One picture to make. Pictures are (h, w, 3) in [-1, 1], of any size; masks (h, w) from 0 to 1, of their pictures.
+
+    Without content masks the styles are blended; with them each style keeps to its mask.
+    """
+
+    content: np.ndarray
+    styles: Sequence[np.ndarray]
+    style_weights: Sequence[float] | None = None  # one for each style, of which the ratio counts; by default all equal
+    content_masks: Sequence[np.ndarray] | None = None  # where in the content each style is to go
+    style_masks: Sequence[np.ndarray] | None = None  # which part of each style picture is its style
+    init_image: np.ndarray | None = None  # to begin with, in the place of `Config.init`
+
+    def __post_init__(self):
+        weights = np.ones(len(self.styles)) if self.style_weights is None else np.asarray(self.style_weights, float)
+        if not self.styles or len(weights) != len(self.styles) or not (weights >= 0).all() or not weights.sum() > 0:
+            raise ValueError(
+                f"there must be a weight, none below 0, for each of {len(self.styles)} styles, got {self.style_weights}"
+            )
+        contents = [self.content] * len(self.styles)
+        for name, masks, pictures in (
+            ("content", self.content_masks, contents),
+            ("style", self.style_masks, self.styles),
+        ):
+            if masks is None:
+                continue
+            if len(masks) != len(self.styles):
+                raise ValueError(f"there must be a {name} mask for each of {len(self.styles)} styles, got {len(masks)}")
+            for mask, picture in zip(masks, pictures, strict=True):
+                if np.shape(mask) != np.shape(picture)[:2]:
+                    raise ValueError(
+                        f"a {name} mask must have the {np.shape(picture)[1]} x {np.shape(picture)[0]} pixels of its "
+                        f"picture, got {' x '.join(map(str, np.shape(mask)[::-1]))}"
+                    )
+                if not np.max(mask) > 0:
+                    raise ValueError(f"a {name} mask is black all over, so that it covers nothing")
+
+
+@dataclasses.dataclass(frozen=True)
 class Progress:
     """What a callback is told, about once a second."""
 
@@ -277,7 +619,7 @@ class Progress:
     evaluations: int  # of loss and gradient at this size
     done: float  # share of all work, from 0 to 1
     losses: list[tuple[int, float]]  # (evaluations, loss) after each step since the last call
-    terms: dict[str, float]  # the loss in its parts
+    terms: dict[str, float]  # the loss in its parts, at the beginning of this size and, in the last call, at its end
     resets: int  # how often L-BFGS has forgotten its history at this size
     image: np.ndarray  # (h, w, 3) float32 in [-1, 1]
 
@@ -292,59 +634,150 @@ def stylize(
     style_weights: Sequence[float] | None = None,
     init_image: np.ndarray | None = None,
     callback: Callable[[Progress], None] | None = None,
+    content_masks: Sequence[np.ndarray] | None = None,
+    style_masks: Sequence[np.ndarray] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> np.ndarray:
     """The content picture in the styles' manner, (h, w, 3) float32 in [-1, 1] with a longer side of `cfg.size`.
 
-    content, styles: (h, w, 3) in [-1, 1], of any size. style_weights: one for each style, of which the ratio counts; by
-    default all the same. init_image: what to begin with, in the place of `cfg.init`. callback: called about once a
-    second; an exception in it ends the optimisation.
-    Raises ValueError for layers that the network lacks and for pictures too small for them.
+    For the pictures, weights and masks see `Job`. callback: called about once a second; an exception in it ends the
+    optimisation. devices: to share the picture's rows.
+    Raises ValueError for layers that the network lacks, pictures too small for them and masks that do not fit.
     """
-    weights = np.ones(len(styles)) if style_weights is None else np.asarray(style_weights, float)
-    if not len(styles) or len(weights) != len(styles) or not (weights >= 0).all() or not weights.sum() > 0:
-        raise ValueError(f"there must be a weight, none below 0, for each of {len(styles)} styles, got {style_weights}")
-    network.check((*cfg.content_layers, *cfg.style_layers))
-    least = network.smallest_side((*cfg.content_layers, *cfg.style_layers))
-    shapes = [fitted_shape(content.shape, size) for size in cfg.sizes]
-    shapes = [shape for shape in shapes if min(shape) >= least] or shapes[-1:]
-    if min(shapes[-1]) < least:
-        raise ValueError(f"an image of {shapes[-1]} pixels is too small for these layers, which need {least} a side")
-    work = np.cumsum([0.0] + [float(np.prod(shape)) for shape in shapes])
-    apply_content = jax.jit(content_features, static_argnums=(0, 3))
-    apply_style = jax.jit(gram_matrices, static_argnums=(0, 3))
-    loss_terms_of = jax.jit(loss_terms, static_argnums=(0, 4))
+    job = Job(content, styles, style_weights, content_masks, style_masks, init_image)
+    mesh = Mesh(np.asarray(devices), ("rows",)) if devices is not None and len(devices) > 1 else None
+    tell = None if callback is None else lambda progress: callback(progress[0])
+    return _stylize(key, [job], cfg, network, params, tell, rows=mesh)[0]
 
-    image = init_image
+
+def stylize_many(
+    key: jax.Array,
+    jobs: Sequence[Job],
+    cfg: Config,
+    network: Network,
+    params: Params,
+    callback: Callable[[list[Progress]], None] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> list[np.ndarray]:
+    """As `stylize` for many pictures in one program, each what it would be by itself.
+
+    All contents must come to the same shape, and all jobs or none have content masks, for as many styles.
+    devices: among which the pictures are dealt out. callback: told of all pictures at once.
+    """
+    if len({fitted_shape(job.content.shape, cfg.size) for job in jobs}) > 1:
+        raise ValueError("pictures that are made together must have the same shape")
+    if len({None if job.content_masks is None else len(job.content_masks) for job in jobs}) > 1:
+        raise ValueError("pictures that are made together must all have as many content masks")
+    mesh = Mesh(np.asarray(devices), ("pictures",)) if devices is not None and len(devices) > 1 else None
+    # Every device has as many pictures; those that fill up are made in vain.
+    filled = [*jobs, *[jobs[-1]] * (-len(jobs) % (mesh.size if mesh else 1))]
+    tell = None if callback is None else lambda progress: callback(progress[: len(jobs)])
+    return _stylize(key, filled, cfg, network, params, tell, pictures=mesh)[: len(jobs)]
+
+
+def _stylize(
+    key: jax.Array,
+    jobs: Sequence[Job],
+    cfg: Config,
+    network: Network,
+    params: Params,
+    callback: Callable[[list[Progress]], None] | None,
+    rows: Mesh | None = None,
+    pictures: Mesh | None = None,
+) -> list[np.ndarray]:
+    network.check(cfg.layers)
+    shapes = shapes_of(jobs[0].content.shape, cfg, network)
+    work = np.cumsum([0.0] + [float(np.prod(shape)) for shape in shapes])
+    # One picture by itself has no axis for pictures: the compiler does better without.
+    single = len(jobs) == 1 and pictures is None
+    stack = (lambda *x: x[0]) if single else (lambda *x: jnp.stack(x))
+    result, at = [job.init_image for job in jobs], None
     for i, shape in enumerate(shapes):
-        grams = []
-        for style in styles:
-            height, width = fitted_shape(style.shape, max(shape) * cfg.style_scale)
-            style_shape = max(height, least), max(width, least)
-            grams.append(apply_style(network, params, images.resize(style, style_shape), cfg))
-        # Of all images with weighted squared distances to several matrices the best is the one nearest to their mean.
-        gram = jax.tree.map(lambda *g: sum(w * x for w, x in zip(weights / weights.sum(), g, strict=True)), *grams)
-        content_here = images.resize(content, shape)
-        targets = Targets(apply_content(network, params, content_here, cfg), gram)
-        if image is None:
-            noise = np.asarray(jax.random.normal(key, content_here.shape)) * 0.3
-            image = content_here if cfg.init == "content" else np.clip(noise, -1, 1)
-        at = start(network, params, targets, images.resize(image, shape), cfg)
+        canvas = canvas_of(shape, network, cfg, rows)
+        targets, begins = [], []
+        for job, image in zip(jobs, result, strict=True):
+            content, styles = resized(job, shape, cfg, network.smallest_side(cfg.layers))
+            masks = (job.style_weights, job.content_masks, job.style_masks)
+            targets.append(make_targets(network, params, content, styles, cfg, *masks, mesh=rows))
+            image = first_image(key, content, styles, job, cfg) if image is None else images.resize(image, shape)
+            begins.append(canvas.put(image))
+        targets = jax.tree.map(stack, *targets)
+        # Moments of an array that is larger than its image lie elsewhere in it.
+        before = at if cfg.optimizer == "adam" and canvas.padded is None else None
+        at, terms = evaluate(network, params, targets, start(stack(*begins), cfg, before), cfg, pictures)
         pace = 4  # evaluations in a dispatch, so many that it takes about a second
-        while (done := int(at.evaluations)) < cfg.steps and int(at.stuck) < 2:
-            before = time.perf_counter()
-            at, evaluations, values = advance(network, params, targets, at, np.int32(min(done + pace, cfg.steps)), cfg)
-            log = [(int(e), float(v)) for e, v in zip(evaluations, values, strict=True) if e]
-            pace = max(1, min(64, int((log[-1][0] - done) / (time.perf_counter() - before))))
+        while (done := int(at.evaluations.min())) < cfg.steps and int(at.stuck.min()) < 2:
+            then = time.perf_counter()
+            until = np.int32(min(done + pace, cfg.steps))
+            at, evaluations, values = advance(network, params, targets, at, until, cfg, pictures)
+            now = int(at.evaluations.min())
+            pace = max(1, min(64, int((now - done) / (time.perf_counter() - then))))
+            image = picture_of(at, cfg, canvas)
+            last = now >= cfg.steps or int(at.stuck.min()) >= 2
+            if last:
+                terms = evaluate(network, params, targets, start(image, cfg, before), cfg, pictures)[1]
             if callback is not None:
-                here = to_image(at.base, at.x, cfg)
-                terms = loss_terms_of(network, params, here, targets, cfg)
-                share = (work[i] + (work[i + 1] - work[i]) * min(1, log[-1][0] / cfg.steps)) / work[-1]
-                terms = {name: float(value) for name, value in terms.items()}
-                image_here = np.clip(np.asarray(here), -1, 1)
-                callback(Progress(shape, log[-1][0], share, log, terms, int(at.resets), image_here))
-        image = np.asarray(to_image(at.base, at.x, cfg))
-    assert image is not None
-    return np.clip(image, -1, 1)
+                share = (work[i] + (work[i + 1] - work[i]) * (1 if last else now / cfg.steps)) / work[-1]
+                callback(_progress(shape, share, at, evaluations, values, terms, canvas.crop(image)))
+        result = list(canvas.crop(picture_of(at, cfg, canvas)).reshape(-1, *shape, 3))
+    return [np.clip(image, -1, 1) for image in result]
+
+
+def _progress(
+    shape: tuple[int, int],
+    done: float,
+    at: Iterate,
+    evaluations: jax.Array,
+    values: jax.Array,
+    terms: dict[str, jax.Array],
+    images: np.ndarray,
+) -> list[Progress]:
+    """Of each picture; the arrays have no axis for pictures where there is one."""
+    at_evaluations, resets = np.atleast_1d(at.evaluations), np.atleast_1d(at.resets)
+    logs = zip(np.atleast_2d(evaluations), np.atleast_2d(values), strict=True)
+    told = []
+    for j, ((log, log_values), image) in enumerate(zip(logs, images.reshape(-1, *shape, 3), strict=True)):
+        losses = [(int(e), float(v)) for e, v in zip(log, log_values, strict=True) if e]
+        parts = {name: float(np.atleast_1d(value)[j]) for name, value in terms.items()}
+        image = np.clip(image, -1, 1)
+        told.append(Progress(shape, int(at_evaluations[j]), done, losses, parts, int(resets[j]), image))
+    return told
+
+
+def shapes_of(shape: Sequence[int], cfg: Config, network: Network) -> list[tuple[int, int]]:
+    """(h, w) of the images on the way from coarse to fine. Raises ValueError where even the last one is too small."""
+    least = network.smallest_side(cfg.layers)
+    shapes = [fitted_shape(shape, size) for size in cfg.sizes]
+    if min(shapes[-1]) < least:
+        height, width = shapes[-1]
+        raise ValueError(
+            f"an image of {width} x {height} pixels is too small for these layers, which need {least} a side"
+        )
+    return [shape for shape in shapes if min(shape) >= least]
+
+
+def resized(job: Job, shape: tuple[int, int], cfg: Config, least: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The content and the styles as they are compared with an image of that shape."""
+    styles = []
+    for style in job.styles:
+        height, width = fitted_shape(style.shape, max(shape) * cfg.style_scale)
+        styles.append(images.resize(style, (max(height, least), max(width, least))))
+    return images.resize(job.content, shape), styles
+
+
+def first_image(key: jax.Array, content: np.ndarray, styles: Sequence[np.ndarray], job: Job, cfg: Config) -> np.ndarray:
+    """What the optimisation begins with, by `cfg.init`."""
+    if cfg.init == "content":
+        return content
+    noise = np.asarray(jax.random.normal(key, content.shape))
+    if cfg.init == "noise":
+        return np.clip(0.3 * noise, -1, 1)
+    weights = np.ones(len(styles)) if job.style_weights is None else np.asarray(job.style_weights, float)
+    colours = np.concatenate([style.reshape(-1, 3) for style in styles])
+    share = np.repeat(weights / [style[..., 0].size for style in styles], [style[..., 0].size for style in styles])
+    mean = np.average(colours, axis=0, weights=share)
+    values, axes = np.linalg.eigh(np.cov(colours.T, aweights=share))
+    return np.clip(mean + noise * np.sqrt(np.maximum(values, 0)) @ axes.T, -1, 1).astype(np.float32)
 
 
 def fitted_shape(shape: Sequence[int], longer: float) -> tuple[int, int]:

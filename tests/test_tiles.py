@@ -1,0 +1,212 @@
+"""Images cut into tiles and rows, and many images at once: the same loss, gradient and pictures as in one piece."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from ganstyle_jax import images, tiles, vgg
+from ganstyle_jax.style import gatys
+
+TINY = vgg.VGG(((4, 4), (6,), (8, 8)), padding="reflect", platform="xla")
+CFG = gatys.Config(
+    size=64, content_layers=("relu3_1",), style_layers=("relu1_1", "relu2_1", "relu3_2"), steps=8, smallest=32
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def scene(shape, style_shape=(48, 40), seed=0):
+    """(content, style), smooth pictures of these shapes."""
+    rng = np.random.default_rng(seed)
+    small = rng.uniform(-0.9, 0.9, (2, 6, 6, 3))
+    return [np.clip(images.resize(x, s), -1, 1) for x, s in zip(small, (shape, style_shape), strict=True)]
+
+
+def loss_and_gradient(network, params, content, styles, cfg, at, mesh=None, **masks):
+    """Of an image `at`, in whatever pieces."""
+    targets = gatys.make_targets(network, params, content, styles, cfg, mesh=mesh, **masks)
+
+    @jax.jit
+    def evaluate(image, targets):
+        return jax.value_and_grad(
+            lambda image: (lambda terms: (sum(terms.values()), terms))(
+                gatys.loss_terms(network, params, image, targets, cfg)
+            ),
+            has_aux=True,
+        )(image)
+
+    ((_, terms), gradient) = evaluate(targets.canvas.put(at), targets)
+    assert np.asarray(gradient)[targets.canvas.extent[0] :].any() == False  # noqa: E712
+    return {name: float(value) for name, value in terms.items()}, targets.canvas.crop(gradient)
+
+
+@pytest.fixture
+def exact(x64):
+    """The network and its weights in float64, so that equality is proven and not just seen."""
+    network = dataclasses.replace(TINY, dtype="float64")
+    return network, jax.tree.map(lambda x: x.astype(jnp.float64), network.init(jax.random.key(0)))
+
+
+def assert_same(found, expected, rtol):
+    for name, value in expected[0].items():
+        np.testing.assert_allclose(found[0][name], value, rtol=rtol, err_msg=name)
+    difference = np.linalg.norm(found[1] - expected[1]) / np.linalg.norm(expected[1])
+    assert difference < rtol
+
+
+@pytest.mark.parametrize("style_loss", ["gram", "wasserstein"])
+@pytest.mark.parametrize(
+    "shape, tile, changes",
+    [
+        ((70, 53), 32, {}),
+        ((64, 64), 32, {"padding": "zeros"}),
+        ((45, 90), 48, {"padding": "replicate", "pooling": "average"}),
+        ((33, 100), 1000, {"padding": "zeros", "first_padding": "reflect", "ceil_mode": True}),
+    ],
+)
+def test_tiles_give_the_loss_and_gradient_of_the_whole(exact, shape, tile, changes, style_loss):
+    network, params = exact
+    network = dataclasses.replace(network, **changes)
+    content, style = scene(shape)
+    at = content[::-1].astype(np.float64)
+    cfg = dataclasses.replace(CFG, style_loss=style_loss)
+    expected = loss_and_gradient(network, params, content, [style], cfg, at)
+    found = loss_and_gradient(network, params, content, [style], dataclasses.replace(cfg, tile=tile), at)
+    assert_same(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(70, 53), (128, 40), (17, 64), (250, 31)])
+def test_rows_on_eight_devices_give_the_loss_and_gradient_of_one(exact, shape):
+    network, params = exact
+    content, style = scene(shape)
+    at = content[::-1].astype(np.float64)
+    mesh = Mesh(np.asarray(jax.devices()), ("rows",))
+    assert mesh.size == 8
+    expected = loss_and_gradient(network, params, content, [style], CFG, at)
+    assert_same(loss_and_gradient(network, params, content, [style], CFG, at, mesh), expected, 1e-9)
+
+
+def test_tiles_and_rows_with_masks(exact):
+    network, params = exact
+    content, style = scene((70, 53))
+    other = style[::-1, :, ::-1]
+    left = np.broadcast_to(np.arange(53) < 20, (70, 53)).astype(float)
+    masks = {"content_masks": [left, 1 - left], "style_masks": [np.eye(48, 40, 3), np.ones((48, 40))]}
+    at = content[::-1].astype(np.float64)
+    expected = loss_and_gradient(network, params, content, [style, other], CFG, at, **masks)
+    tiled = dataclasses.replace(CFG, tile=32)
+    assert_same(loss_and_gradient(network, params, content, [style, other], tiled, at, **masks), expected, 1e-9)
+    mesh = Mesh(np.asarray(jax.devices()), ("rows",))
+    assert_same(loss_and_gradient(network, params, content, [style, other], CFG, at, mesh, **masks), expected, 1e-9)
+
+
+def test_a_halo_that_is_too_narrow_would_show(exact):
+    network, params = exact
+    content, style = scene((96, 64))
+    cfg = dataclasses.replace(CFG, tile=32)
+    expected = loss_and_gradient(network, params, content, [style], CFG, content[::-1])
+    targets = gatys.make_targets(network, params, content, [style], cfg)
+    assert targets.canvas.halo == 16  # 2 + 2 + 8 of convolutions, in whole squares of 16
+    narrow = dataclasses.replace(targets, canvas=dataclasses.replace(targets.canvas, halo=0))
+    terms = gatys.loss_terms(network, params, jnp.asarray(content[::-1].copy()), narrow, cfg)
+    assert abs(terms["style/relu3_2"] / expected[0]["style/relu3_2"] - 1) > 1e-6
+
+
+def test_tiles_are_as_equal_as_may_be():
+    canvas = tiles.by_tiles((1000, 600), 16, 512, 70)
+    assert canvas.tile == (512, 304) and canvas.shape == (1024, 608) and canvas.halo == 80
+    assert tiles.by_tiles((100, 100), 16, 512, 70).tile == (112, 112)
+    assert tiles.by_tiles((513, 64), 16, 512, 70).tile == (272, 64)
+    assert tiles.by_tiles((64, 64), 16, 3, 70).tile == (16, 16)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_pictures_in_tiles_and_rows_are_those_in_one_piece(exact, optimizer):
+    network, params = exact
+    content, style = scene((50, 64))
+    cfg = dataclasses.replace(CFG, optimizer=optimizer, steps=5, factor=2.0)
+    key = jax.random.key(0)
+    whole = gatys.stylize(key, content, [style], cfg, network, params)
+    tiled = gatys.stylize(key, content, [style], dataclasses.replace(cfg, tile=32), network, params)
+    shared = gatys.stylize(key, content, [style], cfg, network, params, devices=jax.devices())
+    assert whole.shape == (50, 64, 3)
+    if optimizer == "lbfgs":  # Adam's moments are enlarged only in one piece
+        np.testing.assert_allclose(tiled, whole, atol=1e-4)
+        np.testing.assert_allclose(shared, whole, atol=1e-4)
+    else:
+        np.testing.assert_allclose(tiled, shared, atol=1e-4)
+
+
+def test_memory_of_a_device_falls_with_their_number():
+    network = dataclasses.replace(TINY, channels=((8, 8), (8,), (8, 8)))
+    params = network.init(jax.random.key(0))
+    content, style = scene((256, 64))
+    bytes_of = {}
+    for count in (1, 2, 4, 8):
+        mesh = Mesh(np.asarray(jax.devices()[:count]), ("rows",)) if count > 1 else None
+        targets = gatys.make_targets(network, params, content, [style], CFG, mesh=mesh)
+
+        def loss(image, targets):
+            return sum(gatys.loss_terms(network, params, image, targets, CFG).values())
+
+        compiled = jax.jit(jax.grad(loss)).lower(targets.canvas.put(content), targets).compile()
+        bytes_of[count] = compiled.memory_analysis().temp_size_in_bytes
+        if count > 1:
+            program = compiled.as_text()
+            assert "collective-permute" in program and "all-gather" not in program
+    for count in (2, 4, 8):
+        assert bytes_of[count] < 0.75 * bytes_of[count // 2], bytes_of
+
+
+def test_memory_of_tiles_hardly_grows_with_the_image():
+    params = TINY.init(jax.random.key(0))
+
+    def temporary(side, tile):
+        cfg = dataclasses.replace(CFG, tile=tile)
+        content, style = scene((side, side))
+        targets = gatys.make_targets(TINY, params, content, [style], cfg)
+
+        def loss(image, targets):
+            return sum(gatys.loss_terms(TINY, params, image, targets, cfg).values())
+
+        compiled = jax.jit(jax.grad(loss)).lower(targets.canvas.put(content), targets).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(512, 64) < 0.25 * temporary(512, 0)
+
+
+def test_many_pictures_are_what_each_is_alone(exact):
+    network, params = exact
+    key, cfg = jax.random.key(0), dataclasses.replace(CFG, steps=5, factor=2.0, averaging=0.5)
+    jobs = []
+    for seed in range(3):
+        content, style = scene((40, 64), seed=seed)
+        jobs.append(gatys.Job(content, [style, style[:, ::-1] * 0.5]))
+    alone = [gatys.stylize(key, job.content, job.styles, cfg, network, params) for job in jobs]
+    seen = []
+    together = gatys.stylize_many(key, jobs, cfg, network, params, callback=seen.append)
+    dealt = gatys.stylize_many(key, jobs, cfg, network, params, devices=jax.devices()[:2])
+    assert len(together) == len(dealt) == 3 and {len(progress) for progress in seen} == {3}
+    # In one program all go on until the last has done its evaluations, so that some may be a step ahead.
+    for a, b, c in zip(alone, together, dealt, strict=True):
+        np.testing.assert_allclose(b, a, atol=0.1)
+        np.testing.assert_allclose(c, a, atol=0.1)
+        assert np.abs(b - a).mean() < 0.01
+
+
+def test_what_cannot_be_cut_or_made_together(exact):
+    network, params = exact
+    content, style = scene((50, 64))
+    key = jax.random.key(0)
+    squeeze = vgg.SqueezeNet()
+    cfg = dataclasses.replace(CFG, tile=32, content_layers=("fire2",), style_layers=("relu1",))
+    with pytest.raises(ValueError, match="only a network laid out like VGG"):
+        gatys.stylize(key, content, [style], cfg, squeeze, squeeze.init(key))
+    with pytest.raises(ValueError, match="not both"):
+        gatys.stylize(key, content, [style], dataclasses.replace(CFG, tile=32), network, params, devices=jax.devices())
+    with pytest.raises(ValueError, match="same shape"):
+        gatys.stylize_many(key, [gatys.Job(content, [style]), gatys.Job(content[:30], [style])], CFG, network, params)
