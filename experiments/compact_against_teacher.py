@@ -64,7 +64,7 @@ def main(settings: Settings) -> None:
             content, style = (read(settings.data, name, size) for name in (content_name, style_name))
             cfg = gatys.Config(size=size)
             made = {
-                name: gatys.stylize(jax.random.key(0), content, [style], cfg, *network)
+                name: gatys.stylize(jax.random.key(0), content, [style], cfg, network[0], network[1])
                 for name, network in networks.items()
             }
             targets = gatys.make_targets(*networks["teacher"], content, [style], cfg)
@@ -88,9 +88,9 @@ def read(data: Path, name: str, size: int) -> np.ndarray:
     return images.resize(picture, gatys.fitted_shape(picture.shape, size))
 
 
-def parts(network: tuple, picture: np.ndarray, targets: gatys.Targets, cfg: gatys.Config) -> dict[str, float]:
+def parts(network: tuple[Any, Any], picture: np.ndarray, targets: gatys.Targets, cfg: gatys.Config) -> dict[str, float]:
     """The terms of the loss, added up by kind."""
-    terms = gatys.loss_terms(*network, jax.numpy.asarray(picture), targets, cfg)
+    terms = gatys.loss_terms(network[0], network[1], jax.numpy.asarray(picture), targets, cfg)
     return {kind: sum(float(v) for k, v in terms.items() if k.startswith(kind)) for kind in ("content", "style")}
 
 

@@ -17,10 +17,11 @@ from ganstyle_jax.files import UserError, atomic_path, cache_dir
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """Train a DCGAN on digits drawn on the spot: two minutes on two cores, no network, no files."""
+    """Stylize a photograph, then train a DCGAN on digits drawn on the spot: three minutes on two cores, no network."""
 
     run_dir: Path = Path("runs/quickstart")  # folder for all that the run leaves
     steps: int = 2000  # training steps
+    size: int = 320  # pixels of the stylized photograph's sides; 0 for none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +246,9 @@ def quickstart(command: Quickstart) -> None:
 
     # Small batches and high learning rates give clearer digits in the same time than the defaults do. The half-life is
     # short, because in so short a run the weights still move fast and an average lags behind them.
+    if command.size:
+        photograph = stylize_photograph(command.run_dir, command.size)
+        print(f"Look at {photograph}, a photograph in the manner of the texture beside it.\n")
     cfg = dcgan.Config(
         image_size=32,
         width=32,
@@ -259,10 +263,31 @@ def quickstart(command: Quickstart) -> None:
     print(
         f"\nLook at {grid}: each cell is a digit that the network made up;\n"
         f"the earlier grids beside it show the same latents while it was learning.\n"
-        f"Next: ganstyle sample {command.run_dir} --interpolate --out walk\n"
+        f"Next: ganstyle stylize PHOTOGRAPH PAINTING -o stylized.png\n"
+        f"      ganstyle sample {command.run_dir} --interpolate --out walk\n"
         f"      tensorboard --logdir {command.run_dir}\n"
         f"      ganstyle train dcgan --data FOLDER_OR_ZIP_OF_IMAGES"
     )
+
+
+def stylize_photograph(folder: Path, size: int) -> Path:
+    """The picture of the quick start, made from two that scikit-image has, in the folder."""
+    import skimage.data
+
+    from ganstyle_jax import data, pictures
+    from ganstyle_jax import stylize as program
+    from ganstyle_jax.style import gatys
+
+    cfg, settings = gatys.Config(size=size), program.Settings(out=folder / "stylized.png")
+    if settings.out.exists():
+        return settings.out
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = folder / "content.png", folder / "style.png"
+    for path, picture in zip(sources, (skimage.data.astronaut(), skimage.data.immunohistochemistry()), strict=True):
+        pictures.write_picture(path, data.to_float(picture))
+    print("Painting a photograph in the manner of a texture.")
+    program.run(sources[0], (sources[1],), cfg, settings)
+    return settings.out
 
 
 def sample(command: Sample) -> None:

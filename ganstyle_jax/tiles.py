@@ -30,9 +30,13 @@ class Canvas:
 
     extent: tuple[int, int]  # of the image in pixels
     shape: tuple[int, int]  # of the array
-    tile: tuple[int, int] | None = None  # what the array is cut into
+    tile: tuple[int, int]  # what the array is cut into; its shape, if it is not
     halo: int = 0  # pixels round each tile that its features depend on
     mesh: Mesh | None = None  # devices that share the rows, on an axis "rows"
+
+    @property
+    def tiled(self) -> bool:
+        return self.tile != self.shape
 
     @property
     def padded(self) -> tuple[int, int] | None:
@@ -66,12 +70,14 @@ class Canvas:
 
 def whole(extent: Sequence[int]) -> Canvas:
     """In one piece."""
-    return Canvas((extent[0], extent[1]), (extent[0], extent[1]))
+    shape = (extent[0], extent[1])
+    return Canvas(shape, shape, shape)
 
 
 def by_rows(extent: Sequence[int], edge: int, mesh: Mesh) -> Canvas:
     """Equal numbers of rows, multiples of `edge`, on each device."""
-    return Canvas((extent[0], extent[1]), (_round_up(extent[0], edge * mesh.size), extent[1]), mesh=mesh)
+    shape = (_round_up(extent[0], edge * mesh.size), extent[1])
+    return Canvas((extent[0], extent[1]), shape, shape, mesh=mesh)
 
 
 def by_tiles(extent: Sequence[int], edge: int, tile: int, reach: int) -> Canvas:
@@ -116,7 +122,6 @@ class Place:
 
 def _plan(canvas: Canvas) -> tuple[tuple[int, int], tuple[jax.Array, jax.Array]]:
     """The shape of all windows; the corners of windows in the image and of tiles in their windows, (n, 2) each."""
-    assert canvas.tile is not None
     sides = [min(side, part + 2 * canvas.halo) for side, part in zip(canvas.shape, canvas.tile, strict=True)]
     corners = np.mgrid[0 : canvas.shape[0] : canvas.tile[0], 0 : canvas.shape[1] : canvas.tile[1]].reshape(2, -1).T
     # At the image's borders the window is moved inwards: there the halo is what the network itself adds round images.
@@ -135,7 +140,7 @@ def sum_over(function: Callable[[jax.Array, Place, Any], Any], image: jax.Array,
 
     def one(corners):
         window = lax.dynamic_slice(image, (*corners[0], 0), (*shape, image.shape[2]))
-        return function(window, Place(*corners, canvas), args)
+        return function(window, Place(corners[0], corners[1], canvas), args)
 
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], places))
@@ -150,7 +155,7 @@ def _sum_over_backward(function, canvas, residuals, cotangent):
     def add(gradient, corners):
         at = (*corners[0], 0)
         window = lax.dynamic_slice(image, at, (*shape, image.shape[2]))
-        _, pull = jax.vjp(lambda window: function(window, Place(*corners, canvas), args), window)
+        _, pull = jax.vjp(lambda window: function(window, Place(corners[0], corners[1], canvas), args), window)
         before = lax.dynamic_slice(gradient, at, window.shape)
         return lax.dynamic_update_slice(gradient, before + pull(cotangent)[0], at), None
 
@@ -175,7 +180,7 @@ def map_over(
     def one(corners):
         window = lax.dynamic_slice(image, (*corners[0], 0), (*shape, image.shape[2]))
         parts = {}
-        for name, x in function(window, Place(*corners, canvas)).items():
+        for name, x in function(window, Place(corners[0], corners[1], canvas)).items():
             stride = shape[0] // x.shape[0]
             sides = [side // stride for side in canvas.tile]
             parts[name] = lax.dynamic_slice(x, (*corners[1] // stride, 0), (*sides, x.shape[2]))

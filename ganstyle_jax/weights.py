@@ -24,7 +24,7 @@ from ganstyle_jax import download, torch_files
 from ganstyle_jax.files import UserError, atomic_path, cache_dir
 from ganstyle_jax.vgg import FIRES, VGG, VGG16, VGG19, Network, Params, SqueezeNet
 
-COMPACT = Path(__file__).with_name("compact.safetensors")  # a network inside the package, where there is one
+COMPACT = Path(__file__).with_name("compact.safetensors")  # see experiments/distill_vgg.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ def load(name_or_path: Path | str) -> tuple[Network, Params]:
     Never downloads anything. UserError says how to get what is missing.
     """
     name = str(name_or_path)
-    if name == "compact" and COMPACT.exists():
+    if name == "compact":
         return read(COMPACT)
     kept, path = home() / f"{name}.safetensors", Path(name_or_path)
     if path.name == name and kept.is_file():
@@ -170,8 +170,7 @@ def kept_names() -> list[str]:
 
 def names() -> list[str]:
     """Everything that `load` knows by name, whether or not it is here."""
-    compact = ["compact"] if COMPACT.exists() else []
-    return list(dict.fromkeys([*compact, *PUBLISHED, *kept_names()]))
+    return list(dict.fromkeys(["compact", *PUBLISHED, *kept_names()]))
 
 
 def describe(name: str) -> str:
@@ -179,7 +178,8 @@ def describe(name: str) -> str:
     here, published, record = name in kept_names(), PUBLISHED.get(name), Record.of(name)
     about, origin, size = "of unknown origin", "", ""
     if name == "compact":
-        here, about, origin = COMPACT.exists(), "small and quick, ships with the package", str(COMPACT)
+        here, about, origin = True, "small and quick, ships with the package", str(COMPACT)
+        size = f"{COMPACT.stat().st_size / 1e6:.0f} MB"
     elif here and record and not record.is_published:
         about, origin = f"imported{f', not {published.about}' if published else ''}", record.source
     elif published:

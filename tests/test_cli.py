@@ -237,8 +237,9 @@ def test_run_folder_by_default_has_the_methods_name(pictures, tmp_path, monkeypa
 @pytest.mark.slow
 def test_quickstart(tmp_path, capsys):
     run_dir = tmp_path / "quick"
-    assert ganstyle("quickstart", "--steps=4", f"--run-dir={run_dir}") == 0
+    assert ganstyle("quickstart", "--steps=4", "--size=48", f"--run-dir={run_dir}") == 0
     text = capsys.readouterr().out
+    assert f"Look at {run_dir / 'stylized.png'}" in text and Image.open(run_dir / "stylized.png").size == (48, 48)
     grid = run_dir / "samples" / "000004.png"
     assert f"Look at {grid}" in text and Image.open(grid).size == (8 * 34 - 2, 8 * 34 - 2)
     assert f"ganstyle sample {run_dir}" in text

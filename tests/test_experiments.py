@@ -1,6 +1,7 @@
 """Every experiment script takes two tiny steps offline, and the comparisons compare what they say."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ from types import ModuleType
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import ganstyle_jax
 from ganstyle_jax import convert, images, vgg, weights
@@ -212,12 +214,13 @@ def test_distillation_takes_two_steps_and_goes_on(quick_compile, data_dir, pictu
     )
     script.main(settings)
     network, params = weights.read(tmp_path / "run" / "compact.safetensors")
-    assert network == script.STUDENT
+    assert network == vgg.COMPACT
     first = np.asarray(params["conv1_1"]["kernel"])
     record = json.loads((tmp_path / "record.json").read_text())
-    assert set(record["held_out_relative_errors"]) == {f"encoder/{tap}" for tap in script.TAPS} | {
+    assert set(record["held_out_relative_errors"]) == {f"encoder/{tap}" for tap in script.MATCHED} | {
         f"vgg19/{tap}" for tap in script.TAPS[:3]
     }
+    assert record["held_out_relative_errors"]["encoder/relu1_1"]["features"] < 0.1  # it begins as its teacher
     script.main(dataclasses.replace(settings, steps=4))
     longer = np.asarray(weights.read(tmp_path / "run" / "compact.safetensors")[1]["conv1_1"]["kernel"])
     assert np.abs(longer - first).max() > 1e-4
@@ -249,3 +252,32 @@ def test_optimizers_of_style_transfer_are_compared(quick_compile, torch, tmp_pat
     assert record["ratio"]["torch"][1] == pytest.approx(best["ours"][1] / best["torch, history 5"][1], abs=1e-4)
     assert str(tmp_path) not in record["features"]
     assert "ours over the best of torch" in capsys.readouterr().out
+
+
+def test_compact_network_is_compared_with_its_teacher(quick_compile, data_dir, tmp_path, monkeypatch):
+    script = load_script("compact_against_teacher")
+    monkeypatch.setattr(script.gatys, "Config", functools.partial(script.gatys.Config, steps=3))
+    settings = script.Settings(
+        data=data_dir,
+        pairs=("tubingen", "starry_night"),
+        sizes=(48,),
+        grid=tmp_path / "grid.png",
+        json=tmp_path / "record.json",
+    )
+    script.main(settings)
+    found = json.loads((tmp_path / "record.json").read_text())["pairs"]["tubingen starry_night 48"]
+    assert 0 < found["style_percent_teacher"] < 100 and 0 < found["style_percent_compact"] < 100
+    assert 0.2 < found["content_ratio"] < 5
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (4 * 50 - 2, 36)
+
+
+@pytest.mark.slow
+def test_memory_of_large_pictures_is_measured(quick_compile, tmp_path):
+    script = load_script("large_pictures")
+    script.main(script.Settings(sizes=(96,), tile=32, rows_size=128, devices=(1, 2), json=tmp_path / "record.json"))
+    record = json.loads((tmp_path / "record.json").read_text())
+    whole, tiles = record["compact"]["96 whole"], record["compact"]["96 tiles"]
+    assert whole["loss"] == pytest.approx(tiles["loss"], rel=1e-4)
+    assert whole["process_mb"] >= whole["before_mb"] > 0 and whole["seconds"] > 0
+    assert record["rows"]["vgg19 2"]["temporary_mb"] < record["rows"]["vgg19 1"]["temporary_mb"]

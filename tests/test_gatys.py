@@ -77,6 +77,82 @@ def test_relative_error_and_total_variation_in_closed_form():
     assert losses.total_variation(2 * ramp.swapaxes(0, 1)) == 4
 
 
+def test_trace_of_a_square_root(x64):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(5, 4))
+    matrix, direction = a.T @ a, (lambda b: b + b.T)(rng.normal(size=(4, 4)))
+    np.testing.assert_allclose(losses.trace_sqrt(jnp.asarray(np.diag([4.0, 9.0, 0.0]))), 5)
+    np.testing.assert_allclose(losses.trace_sqrt(jnp.asarray(matrix)), np.sqrt(np.linalg.eigvalsh(matrix)).sum())
+    found = jnp.sum(jax.grad(losses.trace_sqrt)(jnp.asarray(matrix)) * direction)
+    h = 1e-6
+    expected = (losses.trace_sqrt(matrix + h * direction) - losses.trace_sqrt(matrix - h * direction)) / (2 * h)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(losses.trace_sqrt)(jnp.eye(3)), np.eye(3) / 2, atol=1e-12)  # equal eigenvalues
+    assert np.isfinite(jax.grad(losses.trace_sqrt)(jnp.zeros((3, 3)))).all()
+
+
+def test_wasserstein_distance_in_closed_form(x64):
+    mean, other = np.array([1.0, 2.0]), np.array([4.0, 6.0])
+    # Of Gaussians along the same axes: the distances of the means and of the deviations.
+    distance = losses.wasserstein(mean, np.diag([4.0, 9.0]), other, losses.factor(jnp.diag(jnp.array([1.0, 25.0]))))
+    np.testing.assert_allclose(distance, 25 + (2 - 1) ** 2 + (3 - 5) ** 2)
+    a, b = np.random.default_rng(0).normal(size=(2, 6, 3))
+    c, d = a.T @ a, b.T @ b
+    root = lambda m: (lambda v, u: u * np.sqrt(v) @ u.T)(*np.linalg.eigh(m))  # noqa: E731
+    expected = np.trace(c) + np.trace(d) - 2 * np.trace(root(root(d) @ c @ root(d)))
+    np.testing.assert_allclose(losses.wasserstein(np.zeros(3), c, np.zeros(3), losses.factor(d)), expected)
+    np.testing.assert_allclose(losses.wasserstein(mean, c[:2, :2], mean, losses.factor(c[:2, :2])), 0, atol=1e-12)
+
+
+def test_moments_of_regions_add_up():
+    rng = np.random.default_rng(0)
+    features = jnp.asarray(rng.normal(size=(6, 8, 5)).astype(np.float32))
+    mask = rng.uniform(size=(6, 8, 1)).astype(np.float32)
+    parts, whole = gatys.moments(features, jnp.stack([mask, 1 - mask])), gatys.moments(features)
+    np.testing.assert_allclose(parts.mean.sum(0), whole.mean[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts.gram.sum(0), whole.gram[0], rtol=1e-4, atol=1e-5)
+    half = gatys.moments(features, jnp.ones((1, 6, 8, 1)).at[:, 3:].set(0))
+    np.testing.assert_allclose(half.gram[0] / 24, losses.gram_matrix(features[:3]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_of_everything_changes_nothing(params, scene):
+    content, style = scene
+    at = jnp.asarray(content[::-1].copy())
+    plain = gatys.loss_terms(TINY, params, at, targets_of(params, *scene), CFG)
+    ones = {"content_masks": [np.ones((40, 56))], "style_masks": [0.5 * np.ones((48, 30))]}
+    masked = gatys.loss_terms(TINY, params, at, gatys.make_targets(TINY, params, content, [style], CFG, **ones), CFG)
+    for name, value in plain.items():
+        np.testing.assert_allclose(masked[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_masks_keep_each_style_to_its_place(params, scene):
+    content, style = scene
+    other = -style
+    left = np.broadcast_to(np.arange(56) < 28, (40, 56)).astype(np.float32)
+
+    def gradient(styles):
+        masks = {"content_masks": [left, 1 - left], "style_masks": [np.ones((48, 30))] * 2}
+        targets = gatys.make_targets(TINY, params, content, styles, CFG, **masks)
+        loss = jax.jit(jax.grad(lambda x: sum(gatys.loss_terms(TINY, params, x, targets, CFG).values())))
+        return loss(jnp.asarray(content))
+
+    reach = TINY.reach(CFG.layers) + 4
+    one, two = gradient([style, other]), gradient([style, style])
+    np.testing.assert_allclose(one[:, : 28 - reach], two[:, : 28 - reach], atol=1e-9)
+    assert np.abs(one - two)[:, 28 + reach :].max() > 1e-6
+
+
+def test_style_masks_choose_what_the_style_is(params, scene):
+    content, style = scene
+    both = np.concatenate([style, -style], axis=1)
+    mask = np.broadcast_to(np.arange(60) < 30, (48, 60)).astype(np.float32)
+    found = gatys.make_targets(TINY, params, content, [both], CFG, style_masks=[mask]).style["relu1_1"].gram
+    alone = gatys.make_targets(TINY, params, content, [style], CFG).style["relu1_1"].gram
+    other = gatys.make_targets(TINY, params, content, [-style], CFG).style["relu1_1"].gram
+    near, far = (float(jnp.linalg.norm(found - x) / jnp.linalg.norm(x)) for x in (alone, other))
+    assert near < 0.05 and near < 0.1 * far  # one column of thirty sees across the border
+
+
 def test_loss_of_the_content_picture_itself(params, scene):
     content, style = scene
     terms = gatys.loss_terms(TINY, params, jnp.asarray(content), targets_of(params, *scene), CFG)
@@ -280,9 +356,58 @@ def test_init_from_noise_and_from_a_picture(params, scene):
     np.testing.assert_array_equal(a, gatys.stylize(jax.random.split(key)[0], content, [style], noisy, TINY, params))
 
 
+def test_init_from_the_colours_of_the_style():
+    rng = np.random.default_rng(0)
+    style = np.clip(0.2 * rng.normal(size=(40, 50, 3)) @ rng.normal(size=(3, 3)) + [0.3, -0.2, 0.0], -1, 1)
+    cfg = dataclasses.replace(CFG, init="style")
+    content = np.zeros((60, 80, 3), np.float32)
+    image = gatys.first_image(jax.random.key(0), content, [style], gatys.Job(content, [style]), cfg)
+    assert image.shape == content.shape and image.dtype == np.float32 and np.abs(image).max() <= 1
+    np.testing.assert_allclose(image.mean((0, 1)), style.mean((0, 1)), atol=0.03)
+    np.testing.assert_allclose(np.cov(image.reshape(-1, 3).T), np.cov(style.reshape(-1, 3).T), atol=0.03)
+
+
+def test_the_mean_of_the_images_on_the_way(params, scene):
+    content, _ = scene
+    cfg = dataclasses.replace(CFG, optimizer="adam", averaging=0.8)
+    targets, canvas = targets_of(params, *scene), gatys.canvas_of(content.shape, TINY, CFG)
+    at, _ = gatys.evaluate(TINY, params, targets, gatys.start(jnp.asarray(content), cfg), cfg)
+    np.testing.assert_array_equal(gatys.picture_of(at, cfg, canvas), content)
+    seen = []
+    for until in range(2, 6):
+        at, *_ = gatys.advance(TINY, params, targets, at, np.int32(until), cfg)
+        seen.append(np.asarray(at.x))
+    weights = 0.8 ** np.arange(4)[::-1]
+    expected = np.average(seen, axis=0, weights=weights)
+    np.testing.assert_allclose(gatys.picture_of(at, cfg, canvas), expected, atol=1e-5)
+
+
+def test_adam_takes_its_moments_along():
+    cfg = dataclasses.replace(CFG, optimizer="adam")
+    at = gatys.start(jnp.zeros((8, 8, 3)), cfg)
+    adam, *others = at.opt_state
+    adam = adam._replace(count=adam.count + 5, mu=adam.mu + 8.0, nu=adam.nu + 32.0)
+    larger = gatys.start(jnp.zeros((16, 16, 3)), cfg, dataclasses.replace(at, opt_state=(adam, *others)))
+    assert larger.opt_state[0].count == 5
+    np.testing.assert_allclose(larger.opt_state[0].mu, np.full((16, 16, 3), 2.0), rtol=1e-6)  # a quarter, as gradients
+    np.testing.assert_allclose(larger.opt_state[0].nu, np.full((16, 16, 3), 2.0), rtol=1e-6)
+
+
+def test_wasserstein_style_comes_nearer_to_the_style(params, scene):
+    content, style = scene
+    cfg = dataclasses.replace(CFG, style_loss="wasserstein", steps=30, smallest=32)
+    seen = []
+    result = gatys.stylize(jax.random.key(0), content, [style], cfg, TINY, params, callback=seen.append)
+    assert np.isfinite(result).all()
+    first, last = (sum(v for k, v in p.terms.items() if k.startswith("style")) for p in (seen[0], seen[-1]))
+    assert 0 <= last < 0.2 * first
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
+        ({"tile": -1}, "tile must not be negative, got -1"),
+        ({"averaging": 1.0}, "averaging must be at least 0 and less than 1, got 1.0"),
         ({"size": 0}, "size must be at least 1, got 0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"content_weight": -1.0}, "content_weight must not be negative, got -1.0"),
@@ -304,5 +429,16 @@ def test_stylize_names_what_is_wrong(params, scene):
         gatys.stylize(key, content, [style], dataclasses.replace(CFG, content_layers=("relu9_1",)), TINY, params)
     with pytest.raises(ValueError, match="for each of 2 styles"):
         gatys.stylize(key, content, [style, style], CFG, TINY, params, (1.0,))
+    wrong_masks = [
+        (
+            {"content_masks": [np.ones((40, 40))]},
+            "content mask must have the 56 x 40 pixels of its picture, got 40 x 40",
+        ),
+        ({"style_masks": [np.zeros((48, 30))]}, "style mask is black all over"),
+        ({"content_masks": []}, "a content mask for each of 1 styles, got 0"),
+    ]
+    for masks, message in wrong_masks:
+        with pytest.raises(ValueError, match=message):
+            gatys.stylize(key, content, [style], CFG, TINY, params, **masks)
     with pytest.raises(ValueError, match="too small for these layers"):
         gatys.stylize(key, content[:2], [style], dataclasses.replace(CFG, size=16), TINY, params)

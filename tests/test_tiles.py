@@ -99,9 +99,10 @@ def test_tiles_and_rows_with_masks(exact):
     at = content[::-1].astype(np.float64)
     expected = loss_and_gradient(network, params, content, [style, other], CFG, at, **masks)
     tiled = dataclasses.replace(CFG, tile=32)
-    assert_same(loss_and_gradient(network, params, content, [style, other], tiled, at, **masks), expected, 1e-9)
+    # Masks are float32, and so are their sums.
+    assert_same(loss_and_gradient(network, params, content, [style, other], tiled, at, **masks), expected, 1e-6)
     mesh = Mesh(np.asarray(jax.devices()), ("rows",))
-    assert_same(loss_and_gradient(network, params, content, [style, other], CFG, at, mesh, **masks), expected, 1e-9)
+    assert_same(loss_and_gradient(network, params, content, [style, other], CFG, at, mesh, **masks), expected, 1e-6)
 
 
 def test_a_halo_that_is_too_narrow_would_show(exact):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import test_vgg
 
-from ganstyle_jax import download, torch_files, weights
+from ganstyle_jax import download, images, pictures, torch_files, vgg, weights
 from ganstyle_jax.files import UserError
 from ganstyle_jax.vgg import VGG, SqueezeNet
 
@@ -316,18 +316,35 @@ def test_load(tmp_path, published, home, monkeypatch):
     assert_holds(weights.load(published), SMALL, arrays_of(SMALL))
     assert weights.import_file(published) == home / "small.safetensors"  # by its sum
     assert_holds(weights.load("small"), SMALL, arrays_of(SMALL))
-    assert weights.names() == ["small"] and weights.fault("small") is None
+    assert weights.names() == ["compact", "small"] and weights.fault("small") is None
     assert "here" in weights.describe("small") and "a small one; MIT" in weights.describe("small")
     assert weights.fetch("small") == home / "small.safetensors"  # nothing to do
     monkeypatch.chdir(tmp_path)
     assert_holds(weights.load(published.name), SMALL, arrays_of(SMALL))
 
 
-def test_compact(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "COMPACT", tmp_path / "compact.safetensors")
-    assert "there are no weights compact" in refusal("compact", weights.load) and "compact" not in weights.names()
-    weights.write(weights.COMPACT, SMALL, test_vgg.random_params(SMALL))
-    assert_holds(weights.load("compact"), SMALL, arrays_of(SMALL))
+def test_compact():
+    network, params = weights.load("compact")
+    assert network == vgg.COMPACT and weights.COMPACT.stat().st_size <= 3e6
+    taps = network.apply(params, np.zeros((1, 32, 32, 3), np.float32), ("relu1_1", "relu5_1"))
+    assert taps["relu5_1"].shape == (1, 2, 2, 128) and all(np.isfinite(x).all() for x in taps.values())
+    assert "compact           here    1 MB  small and quick, ships with the package" in weights.describe("compact")
+
+
+def test_the_compact_network_tells_what_its_teacher_tells(data_dir):
+    """Features of a photograph that it was not trained on, away from the border, which the two pad differently."""
+    teacher, teacher_params = weights.read(data_dir / "weights" / "vgg19_16x_distilled" / "5SE.pth")
+    network, params = weights.load("compact")
+    photo = pictures.read_picture(data_dir / "images" / "inputs" / "tubingen.jpg")
+    photo = images.resize(photo, (192, 256))[None]
+    taps = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+    found, expected = network.apply(params, photo, taps), teacher.apply(teacher_params, photo, taps)
+    for tap, bound in zip(taps, (0.005, 0.005, 0.005, 0.01, 0.04), strict=True):  # 0.001 to 0.016 where they were tried
+        edge = -(-network.reach((tap,)) // network.stride(tap))
+        inner = (0, slice(edge, -edge), slice(edge, -edge))
+        a, b = np.asarray(found[tap][inner]), np.asarray(expected[tap][inner])
+        b = b * (np.vdot(a, b) / np.vdot(b, b))  # each tap has a scale of its own
+        assert np.mean((a - b) ** 2) / np.mean(b**2) < bound, tap
 
 
 def test_import(tmp_path, published, home):

@@ -230,13 +230,16 @@ def torch_loss(network: dict, params: dict[str, dict[str, np.ndarray]], cfg: dic
     wide = torch.promote_types(narrow, torch.float32)
 
     class Loss(nn.Module):
+        colour_matrix: torch.Tensor
+        colour_offset: torch.Tensor
+
         def __init__(self):
             super().__init__()
-            self.convolutions = nn.ModuleDict()
+            self.convolutions: Any = nn.ModuleDict()
             for name, of in params.items():
                 if name != "input":
                     kernel = torch.tensor(of["kernel"]).permute(3, 2, 0, 1)
-                    convolution = nn.Conv2d(*kernel.shape[1::-1], 3, dtype=narrow)
+                    convolution: Any = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, dtype=narrow)
                     convolution.weight.data.copy_(kernel)
                     convolution.bias.data.copy_(torch.tensor(of["bias"]))
                     self.convolutions[name] = convolution
@@ -352,7 +355,8 @@ class Torch:
             self.pictures[picture].to(self.device, wide, memory_format=memory)
             for picture in ("content", "style", "image")
         )
-        module = torch_loss(*self.arguments, dtype).to(self.device, memory_format=memory)
+        module: Any = torch_loss(*self.arguments, dtype)
+        module = module.to(self.device, memory_format=memory)
         module.set_targets(content, style)
         loss = module if mode == "eager" else torch.compile(module, mode=mode, dynamic=False)
         image = image.clone(memory_format=torch.preserve_format).requires_grad_()

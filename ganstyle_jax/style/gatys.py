@@ -153,9 +153,10 @@ def sums(
 
 
 def sums_by_tiles(
-    network: VGG, params: Params, image: jax.Array, targets: Targets, cfg: Config
+    network: Network, params: Params, image: jax.Array, targets: Targets, cfg: Config
 ) -> tuple[dict[str, jax.Array], dict[str, Moments]]:
     """As `sums`, with the features of one tile at a time."""
+    assert isinstance(network, VGG)
 
     def of_tile(window, place, args):
         params, targets = args
@@ -173,7 +174,7 @@ def loss_terms(
 ) -> dict[str, jax.Array]:
     """The weighted terms of the loss of an image (h, w, 3); their sum is what is minimised."""
     canvas = targets.canvas
-    if canvas.tile:
+    if canvas.tiled:
         content, style = sums_by_tiles(network, params, image, targets, cfg)
     else:
         content, style = sums(network, params, image, targets, cfg, canvas.padded)
@@ -252,7 +253,7 @@ def make_targets(
     areas = {layer: jnp.sum(x, (1, 2, 3)) for layer, x in regions.items()}
     inside = masks_of(network, params, canvas, cfg.content_layers, None)
     features = content_features(network, params, canvas.put(content), inside, cfg, canvas)
-    whole = canvas.tile is None and canvas.padded is None
+    whole = not canvas.tiled and canvas.padded is None
     return Targets(
         features,
         style,
@@ -289,7 +290,7 @@ def masks_of(
 
     def shapes(extent):
         image = jax.ShapeDtypeStruct((1, *extent, 3), jnp.float32)
-        found = jax.eval_shape(lambda params, image: network.apply(params, image, layers), params, image)
+        found: Any = jax.eval_shape(lambda params, image: network.apply(params, image, layers), params, image)
         return {layer: x.shape[1:3] for layer, x in found.items()}
 
     real, whole, found = shapes(canvas.extent), shapes(canvas.shape), {}
@@ -310,7 +311,7 @@ def content_features(
     def features(image, extent):
         return {layer: x[0] for layer, x in network.apply(params, image[None], cfg.content_layers, extent).items()}
 
-    if canvas.tile is None:
+    if not canvas.tiled:
         found = features(content, canvas.padded)
     else:
         found = tiles.map_over(lambda window, place: features(window, place.extent()), content, canvas)
@@ -328,13 +329,11 @@ def style_moments(
         return {layer: moments(x[0], masks[layer]) for layer, x in taps.items()}
 
     def of_tile(window, place, args):
+        assert isinstance(network, VGG)
         masks = {layer: place.mask(x, window, network.stride(layer)) for layer, x in args.items()}
         return of(window, masks, place.extent())
 
-    if canvas.tile is None:
-        total = of(style, masks, canvas.padded)
-    else:
-        total = tiles.sum_over(of_tile, style, masks, canvas)
+    total: Any = tiles.sum_over(of_tile, style, masks, canvas) if canvas.tiled else of(style, masks, canvas.padded)
     return {layer: means(x, jnp.sum(masks[layer], (1, 2, 3))) for layer, x in total.items()}
 
 
@@ -636,7 +635,7 @@ def stylize(
     callback: Callable[[Progress], None] | None = None,
     content_masks: Sequence[np.ndarray] | None = None,
     style_masks: Sequence[np.ndarray] | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> np.ndarray:
     """The content picture in the styles' manner, (h, w, 3) float32 in [-1, 1] with a longer side of `cfg.size`.
 
@@ -657,7 +656,7 @@ def stylize_many(
     network: Network,
     params: Params,
     callback: Callable[[list[Progress]], None] | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> list[np.ndarray]:
     """As `stylize` for many pictures in one program, each what it would be by itself.
 
@@ -691,7 +690,8 @@ def _stylize(
     # One picture by itself has no axis for pictures: the compiler does better without.
     single = len(jobs) == 1 and pictures is None
     stack = (lambda *x: x[0]) if single else (lambda *x: jnp.stack(x))
-    result, at = [job.init_image for job in jobs], None
+    result: list[Any] = [job.init_image for job in jobs]
+    at = None
     for i, shape in enumerate(shapes):
         canvas = canvas_of(shape, network, cfg, rows)
         targets, begins = [], []

@@ -27,7 +27,7 @@ def needed(network: Network, cfg: gatys.Config, shape: tuple[int, int], rows: in
     """Bytes on each device for one image of (h, w) pixels, shared by rows among so many."""
     canvas = gatys.canvas_of(shape, network, cfg)
     window = [canvas.shape[0] / rows, canvas.shape[1]]
-    if canvas.tile:
+    if canvas.tiled:
         window = [min(side, part + 2 * canvas.halo) for side, part in zip(canvas.shape, canvas.tile, strict=True)]
     # Features for each pixel, by those of a small image.
     small = jax.ShapeDtypeStruct((1, 256, 256, 3), np.float32)
