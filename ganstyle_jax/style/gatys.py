@@ -1,6 +1,6 @@
 """Style transfer by image optimisation (Gatys, Ecker & Bethge 2016, CVPR; arXiv:1508.06576).
 
-    picture = stylize(jax.random.key(0), content, [style], Config(size=512), *weights.load("vgg19-distilled"))
+    picture = stylize(jax.random.key(0), content, [style], Config(size=512), *weights.load("compact"))
 
 The image itself is what is optimised: its features are to equal the content picture's (content loss), and the
 correlations of its features, over all places, the style picture's (style loss).
@@ -12,7 +12,10 @@ Differs from the paper:
   large structures over and takes a fraction of the time (Gatys et al. 2017, arXiv:1611.07865, section 6);
 - starts from the content picture by default;
 - L-BFGS has a line search with the strong Wolfe conditions, and variables of several scales (`spread`), so that a step
-  moves whole areas as readily as single pixels: that takes fewer evaluations than the pixels themselves.
+  moves whole areas as readily as single pixels: that takes fewer evaluations than the pixels themselves;
+- styles can be confined to regions by masks (Gatys et al. 2017, section 4) and compared as Gaussians instead of by Gram
+  matrices;
+- an image can be cut into tiles, or into rows on several devices (tiles.py), and many can be made at once.
 """
 
 import dataclasses
@@ -224,7 +227,7 @@ def make_targets(
     style_masks: Sequence[Any] | None = None,
     mesh: Mesh | None = None,
 ) -> Targets:
-    """From pictures (h, w, 3) of the sizes that they are to be compared at; weights and masks as for `stylize`.
+    """From pictures (h, w, 3) of the sizes that they are to be compared at; weights and masks as in `Job`.
 
     mesh: devices that share the rows of the image, on an axis "rows".
     """
@@ -233,7 +236,7 @@ def make_targets(
     for i, style in enumerate(styles):
         around = canvas_of(style.shape[:2], network, cfg, mesh)
         mask = None if style_masks is None else np.asarray(style_masks[i])[None]
-        masks = masks_of(network, params, around, cfg.style_layers, mask)
+        masks = masks_of(network, around, cfg.style_layers, mask)
         found.append(style_moments(network, params, around.put(style), masks, cfg, around))
     weights = np.ones(len(styles)) if style_weights is None else np.asarray(style_weights, float)
     share, masks = np.ones(1), None
@@ -249,20 +252,20 @@ def make_targets(
     factors = {}
     if cfg.style_loss == "wasserstein":
         factors = {layer: jax.vmap(losses.factor)(covariance(x)) for layer, x in style.items()}
-    regions = masks_of(network, params, canvas, cfg.style_layers, masks)
+    regions = masks_of(network, canvas, cfg.style_layers, masks)
     areas = {layer: jnp.sum(x, (1, 2, 3)) for layer, x in regions.items()}
-    inside = masks_of(network, params, canvas, cfg.content_layers, None)
+    inside = masks_of(network, canvas, cfg.content_layers, None)
     features = content_features(network, params, canvas.put(content), inside, cfg, canvas)
     whole = not canvas.tiled and canvas.padded is None
     return Targets(
-        features,
-        style,
-        factors,
-        jnp.asarray(share, jnp.float32),
-        {} if whole and masks is None else regions,
-        areas,
-        {} if whole else inside,
-        canvas,
+        content=features,
+        style=style,
+        factors=factors,
+        share=jnp.asarray(share, jnp.float32),
+        regions={} if whole and masks is None else regions,
+        areas=areas,
+        inside={} if whole else inside,
+        canvas=canvas,
     )
 
 
@@ -281,25 +284,29 @@ def canvas_of(extent: Sequence[int], network: Network, cfg: Config, mesh: Mesh |
 
 
 def masks_of(
-    network: Network, params: Params, canvas: Canvas, layers: tuple[str, ...], masks: np.ndarray | None
+    network: Network, canvas: Canvas, layers: tuple[str, ...], masks: np.ndarray | None
 ) -> dict[str, jax.Array]:
     """Masks (regions, h, w) from 0 to 1, or None for one region of all, to (regions, h', w', 1) by layer.
 
     A feature belongs to a region as much as the pixels that it stands for do on average.
     """
-
-    def shapes(extent):
-        image = jax.ShapeDtypeStruct((1, *extent, 3), jnp.float32)
-        found: Any = jax.eval_shape(lambda params, image: network.apply(params, image, layers), params, image)
-        return {layer: x.shape[1:3] for layer, x in found.items()}
-
-    real, whole, found = shapes(canvas.extent), shapes(canvas.shape), {}
+    real, whole = (feature_shapes(network, extent, layers) for extent in (canvas.extent, canvas.shape))
+    found = {}
     for layer in layers:
         here = np.ones((1, *real[layer]))
         if masks is not None:
             here = jax.image.resize(jnp.asarray(masks, jnp.float32), (len(masks), *real[layer]), "linear")
         found[layer] = canvas.put(np.asarray(here, np.float32)[..., None], whole[layer], axis=1)
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def feature_shapes(network: Network, extent: tuple[int, int], layers: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """(h, w) of the features of an image of that extent, by layer."""
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *extent, 3), jnp.float32)
+    found: Any = jax.eval_shape(lambda params, image: network.apply(params, image, layers), params, image)
+    return {layer: x.shape[1:3] for layer, x in found.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("network", "cfg", "canvas"))
@@ -445,7 +452,7 @@ def improve(objective: Callable[[jax.Array, jax.Array], jax.Array], at: Iterate,
         x = jnp.where(moved, at.x + updates, at.x)
         value, gradient = jnp.where(moved, search.value, at.value), jnp.where(moved, search.grad, at.gradient)
         changed = {
-            "evaluations": at.evaluations + search.info.num_linesearch_steps,
+            "evaluations": at.evaluations + search.info.num_linesearch_steps.astype(jnp.int32),
             "resets": at.resets + ~moved,
             "stuck": jnp.where(moved, 0, at.stuck + 1),
         }
