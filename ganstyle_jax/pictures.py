@@ -41,7 +41,7 @@ VIDEO_SUFFIXES = (".mp4", ".gif")
 # Reading pictures
 
 
-def read_picture(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_picture(path: Path | str, max_pixels: int = MAX_PIXELS, because: str = "") -> np.ndarray:
     """A picture file as (h, w, 3) float32 in [-1, 1]: upright, over white where it is transparent, in sRGB.
 
     16 bits a channel of PNG and TIFF files are kept, except where an embedded colour profile is not sRGB: Pillow's
@@ -49,7 +49,7 @@ def read_picture(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     one file the first is read.
 
     Raises UserError for a file that is missing, damaged or no picture and, before decoding, for a picture of more than
-    `max_pixels` or of one pixel's width or height.
+    `max_pixels` or of one pixel's width or height. because: added to the message that there are too many.
     """
     path = Path(path)
     try:
@@ -70,7 +70,7 @@ def read_picture(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         count = re.findall(r"\d+", str(error))[0]
         raise UserError(
-            f"{path} has {count} pixels; at most {max_pixels} are read, make the picture smaller first"
+            f"{path} has {count} pixels; at most {max_pixels} are read{because}, make the picture smaller first"
         ) from error
     except Exception as error:  # the readers raise nearly everything when a file is damaged
         raise _unreadable(path, "picture", error) from error

@@ -1,11 +1,13 @@
 """`ganstyle stylize`: pictures in, pictures out, with a progress bar, a trace and intermediate pictures."""
 
 import dataclasses
+import functools
 import json
+import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,27 +19,34 @@ from ganstyle_jax import images, pictures, weights
 from ganstyle_jax.files import UserError, atomic_path
 from ganstyle_jax.style import colours, gatys, memory
 
+READING = 40  # bytes of memory for each pixel of a picture that is read, for a moment
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Which pictures, which features, and what to leave."""
 
-    # .png, .jpg, .webp, or .tif with 16 bits; a folder if CONTENT or STYLE is one
+    # what to write: .png, .jpg, .webp, or .tif with 16 bits; a folder where CONTENT or STYLE is a folder
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("stylized.png")
-    features: str = "compact"  # network to compare by: one of `ganstyle weights list`, or a file
-    pooling: Literal["max", "average"] | None = None  # of the network, if not its own; average is smoother
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the features; bfloat16 for TPUs and new GPUs
-    remat: bool = False  # compute features again rather than keep them: less memory, a third slower
-    style_weights: tuple[float, ...] = ()  # one for each style; by default all the same
-    content_mask: tuple[Path, ...] = ()  # white where a style is to go: a picture as large as CONTENT for each style
-    style_mask: tuple[Path, ...] = ()  # white what counts of a style: a picture as large as it for each style
-    preserve_colors: colours.How = "none"  # keep the content's colours, in one of the ways of colours.py
-    init_image: Path | None = None  # picture to begin with, in the place of --init
-    parallel: Literal["pictures", "rows", "none"] = "pictures"  # what devices share: a folder, or rows of each picture
-    batch: int = 4  # pictures of a folder that a device makes at once, or fewer where memory is short
-    seed: int = 0  # of the noise that --init noise begins with
-    save_every: int | None = None  # evaluations between intermediate pictures, in the folder OUT.steps
-    animation: Path | None = None  # .gif or .mp4 of the optimisation
+    features: str = "compact"  # network to compare by: a name that `ganstyle weights list` shows, or a file of weights
+    pooling: Literal["max", "average"] | None = None  # instead of the network's own; average is smoother
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the features; bfloat16 saves memory on GPUs and TPUs
+    remat: bool = False  # compute features again rather than keep them: less memory on GPUs and TPUs, a third slower
+    style_weights: tuple[float, ...] = ()  # how much each STYLE counts; by default all the same
+    # for each STYLE a picture of CONTENT's size: white where that style is to go
+    content_mask: tuple[Path, ...] = ()
+    # for each STYLE a picture of its size: white what counts of it
+    style_mask: tuple[Path, ...] = ()
+    # keep CONTENT's colours: luma paints brightness only, coral and histogram first recolour STYLE
+    preserve_colors: colours.How = "none"
+    init_image: Path | None = None  # picture to begin with, instead of --init
+    # what several devices share: the pictures of a folder, or the rows of each picture
+    parallel: Literal["pictures", "rows", "none"] = "pictures"
+    batch: int = 4  # pictures of a folder that a device makes at once, fewer where memory is short
+    seed: int = 0  # of the noise that --init noise and style begin with
+    # keep the picture in the folder OUT.steps whenever at least so many evaluations have passed
+    save_every: int | None = None
+    animation: Path | None = None  # film of the optimisation to write, .gif or .mp4
     trace: bool = False  # write OUT.json: settings, and loss, time and memory after each step
 
 
@@ -49,71 +58,137 @@ class Order:
     styles: tuple[Path, ...]
     out: Path
 
+    def __str__(self) -> str:
+        return " with ".join(map(str, (self.content, *self.styles)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """An order whose files have been read."""
+
+    order: Order
+    content: np.ndarray  # in its own colours
+    job: gatys.Job
+
+
+Read = Callable[[Path], np.ndarray]  # see `read_picture`
+
 
 def run(content: Path, styles: tuple[Path, ...], cfg: gatys.Config, settings: Settings) -> list[Path]:
-    """Makes one picture, or one of each picture in a folder, and returns the files written. Raises UserError."""
-    orders = plan(content, styles, settings)
-    network, params = load_network(settings)
-    try:
-        network.check(cfg.layers)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    """Makes one picture, or one of each picture in a folder, and returns the files written. Raises UserError.
+
+    All that can be known to be wrong is found before the first picture is begun.
+    """
+    orders = plan(content, styles, cfg, settings)
+    network, params = load_network(cfg, settings)
     devices = jax.devices() if settings.parallel != "none" else jax.devices()[:1]
-    at_once = 1 if settings.parallel == "rows" else settings.batch * len(devices)
-    waiting: dict[tuple[int, int], list[tuple[Order, gatys.Job]]] = {}
-    for order in orders:
-        job = read(order, settings)
-        together = waiting.setdefault(gatys.fitted_shape(job.content.shape, cfg.size), [])
-        together.append((order, job))
-        if len(together) == at_once:
-            make(together, network, params, cfg, settings, devices)
-            together.clear()
-    for together in waiting.values():
-        if together:
-            make(together, network, params, cfg, settings, devices)
+    # So that a picture is read once where there is one order, and once for those that are made together.
+    read = functools.lru_cache(maxsize=8)(read_picture)
+    groups = survey(orders, cfg, network, settings, read)
+    ways = {shape: fit(network, cfg, shape, len(group), settings, devices) for shape, group in groups.items()}
+    for shape, group in groups.items():
+        fitted, count = ways[shape]
+        for i in range(0, len(group), count):
+            pieces = [prepare(order, settings, read) for order in group[i : i + count]]
+            read.cache_clear()
+            make(pieces, network, params, fitted, settings, devices)
     return [order.out for order in orders]
 
 
-def plan(content: Path, styles: tuple[Path, ...], settings: Settings) -> list[Order]:
+# ---------------------------------------------------------------------------------------------------------------------
+# What is to be made
+
+
+def plan(content: Path, styles: tuple[Path, ...], cfg: gatys.Config, settings: Settings) -> list[Order]:
     """What is to be made of which files. UserError for what cannot be, before anything is read."""
     if not styles:
         raise UserError(f"no style is given: name at least one picture after {content}")
-    many_styles = any(style.is_dir() for style in styles)
-    if many_styles and len(styles) > 1:
+    first, many_styles = styles[0], any(style.is_dir() for style in styles)
+    if many_styles and styles[1:]:
         raise UserError("a folder of styles must be the only STYLE: each picture in it is a style by itself")
-    blends = [(file,) for file in files_in(styles[0])] if many_styles else [styles]
-    contents = files_in(content) if content.is_dir() else [content]
-    for name in ("style_weights", "content_mask", "style_mask"):
-        if (given := getattr(settings, name)) and len(given) != len(blends[0]):
-            raise UserError(f"{_flag(name)} has {len(given)} values for {len(blends[0])} styles: give one for each")
-    for name, least in (("batch", 1), ("save_every", 1), ("seed", 0)):
-        if (value := getattr(settings, name)) is not None and value < least:
-            raise UserError(f"{_flag(name)} must be at least {least}, got {value}")
+    blends = [(file,) for file in files_in(first)] if many_styles else [styles]
+    check_numbers(settings, len(blends[0]))
     if not content.is_dir() and not many_styles:
-        pictures.check_destination(settings.out, pictures.PICTURE_SUFFIXES)
+        orders = [Order(content, styles, settings.out)]
+        check_destination(settings.out, cfg)
         if settings.animation is not None:
             pictures.check_destination(settings.animation, pictures.VIDEO_SUFFIXES)
-        return [Order(content, styles, settings.out)]
-    for name in ("animation", "content_mask", "style_mask"):
-        if getattr(settings, name):
-            raise UserError(f"{_flag(name)} is for a single picture, not for a folder of them")
-    orders = []
-    for file in contents:
-        for blend in blends:
-            name = f"{file.stem}-{blend[0].stem}" if many_styles else file.stem
-            orders.append(Order(file, blend, settings.out / f"{name}.png"))
-    names = [order.out.name for order in orders]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two pictures would be written to {settings.out / twice[0]}: rename one of their files")
-    if settings.out.exists() and not settings.out.is_dir():
-        raise UserError(f"{settings.out} is a file: for a folder of pictures -o must name a folder")
-    settings.out.mkdir(parents=True, exist_ok=True)
-    pictures.check_destination(orders[0].out, pictures.PICTURE_SUFFIXES)
+    else:
+        for name in ("animation", "content_mask", "style_mask"):
+            if getattr(settings, name):
+                raise UserError(f"{_flag(name)} is for a single picture, not for a folder of them")
+        orders = []
+        for file in files_in(content) if content.is_dir() else [content]:
+            for blend in blends:
+                name = f"{file.stem}-{blend[0].stem}" if many_styles else file.stem
+                orders.append(Order(file, blend, settings.out / f"{name}.png"))
+        check_folder(settings.out, [order.out.name for order in orders])
+    given = {file.resolve() for order in orders for file in (order.content, *order.styles)}
+    given |= {file.resolve() for file in (*settings.content_mask, *settings.style_mask, settings.init_image) if file}
+    makers: dict[Path, Order] = {}
+    for order in orders:
+        if order.out in makers:
+            raise UserError(f"{makers[order.out]} and {order} would both become {order.out}: rename one of the files")
+        if order.out.resolve() in given:
+            raise UserError(f"{order.out} would be written over one of the given pictures: choose another -o")
+        makers[order.out] = order
     return orders
 
 
-def load_network(settings: Settings) -> tuple[weights.Network, weights.Params]:
+def check_numbers(settings: Settings, styles: int) -> None:
+    """UserError for settings that are out of range or not as many as there are styles."""
+    for name in ("style_weights", "content_mask", "style_mask"):
+        if (given := getattr(settings, name)) and len(given) != styles:
+            raise UserError(f"{_flag(name)} must be given once for each style: there are {styles}, got {len(given)}")
+    if settings.style_weights:
+        finite = all(0 <= weight < math.inf for weight in settings.style_weights)
+        if not finite or not sum(settings.style_weights) > 0:
+            listed = " ".join(f"{weight:g}" for weight in settings.style_weights)
+            raise UserError(f"--style-weights must be 0 or more, one of them more, got {listed}")
+    for name, least, most in (("batch", 1, math.inf), ("save_every", 1, math.inf), ("seed", 0, 2**32 - 1)):
+        if (value := getattr(settings, name)) is not None and not least <= value <= most:
+            accepted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise UserError(f"{_flag(name)} must be {accepted}, got {value}")
+
+
+def check_destination(out: Path, cfg: gatys.Config) -> None:
+    """UserError for a file that could not be written after all the work."""
+    pictures.check_destination(out, pictures.PICTURE_SUFFIXES)
+    longest = pictures.LONGEST_SIDE.get(out.suffix.lower())
+    if longest and cfg.size > longest:
+        raise UserError(f"{out} cannot have {cfg.size} pixels a side, only {longest}: choose .png or .tif")
+
+
+def check_folder(out: Path, names: Sequence[str]) -> None:
+    """UserError for a folder that these pictures could not be written into. Does not make it yet."""
+    if not out.is_dir() and out.suffix.lower() in pictures.PICTURE_SUFFIXES:
+        raise UserError(f"for a folder of pictures -o must name a folder, got {out}: for example -o {out.stem}")
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"for a folder of pictures -o must name a folder, got {out}, where {above} is a file")
+    for name in names:
+        pictures.check_destination(above / name, pictures.PICTURE_SUFFIXES)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Picture files directly in a folder, sorted; UserError if there are none."""
+    accepted = pictures.PICTURE_SUFFIXES
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in accepted and path.name[0] != ".")
+    if not (found := [path for path in files if path.is_file()]):
+        raise UserError(f"no pictures in {folder}: accepted are {', '.join(accepted)}")
+    return found
+
+
+def load_network(cfg: gatys.Config, settings: Settings) -> tuple[weights.Network, weights.Params]:
+    """The features to compare by, computed as the settings ask. UserError where they are not to be had."""
     network, params = weights.load(settings.features)
+    try:
+        network.check(cfg.layers)
+    except ValueError as error:
+        raise UserError(
+            f"{settings.features} does not fit --content-layers {' '.join(cfg.content_layers)} and --style-layers "
+            f"{' '.join(cfg.style_layers)}: {error}"
+        ) from error
     network = dataclasses.replace(network, dtype=settings.precision, remat=settings.remat)
     if settings.pooling is not None:
         network = dataclasses.replace(network, pooling=settings.pooling)
@@ -122,84 +197,136 @@ def load_network(settings: Settings) -> tuple[weights.Network, weights.Params]:
     return network, params
 
 
-def read(order: Order, settings: Settings) -> gatys.Job:
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """As `pictures.read_picture`, of no more pixels than there is memory for."""
+    free = memory.free_on_host()
+    room = free // READING
+    if room >= pictures.MAX_PIXELS:
+        return pictures.read_picture(path)
+    return pictures.read_picture(path, room, f" with {memory.gigabytes(free)} of free memory")
+
+
+def survey(
+    orders: Sequence[Order], cfg: gatys.Config, network: weights.Network, settings: Settings, read: Read
+) -> dict[tuple[int, int], list[Order]]:
+    """Orders by the shape of what is to be made, which can be made together.
+
+    Reads all pictures, so that a bad one is found before hours are spent on others. Raises UserError.
+    """
+    others = [*(style for order in orders for style in order.styles), settings.init_image]
+    for path in dict.fromkeys(path for path in others if path is not None):
+        read(path)
+    groups: dict[tuple[int, int], list[Order]] = {}
+    for order in orders:
+        shape = gatys.fitted_shape(read(order.content).shape, cfg.size)
+        try:
+            gatys.shapes_of(shape, cfg, network)
+        except ValueError as error:
+            raise UserError(f"{order.content} at --size {cfg.size}: {error}") from error
+        groups.setdefault(shape, []).append(order)
+    return groups
+
+
+def prepare(order: Order, settings: Settings, read: Read) -> Piece:
     """The pictures of an order, their colours prepared. Raises UserError."""
-    content = pictures.read_picture(order.content)
-    try:
-        return gatys.Job(
-            colours.prepare_content(content, settings.preserve_colors),
-            [
-                colours.prepare_style(pictures.read_picture(style), content, settings.preserve_colors)
-                for style in order.styles
-            ],
-            settings.style_weights or None,
-            [read_mask(mask) for mask in settings.content_mask] or None,
-            [read_mask(mask) for mask in settings.style_mask] or None,
-            None if settings.init_image is None else pictures.read_picture(settings.init_image),
+    content, how = read(order.content), settings.preserve_colors
+    styles = [colours.prepare_style(read(style), content, how) for style in order.styles]
+    job = gatys.Job(
+        colours.prepare_content(content, how),
+        styles,
+        settings.style_weights or None,
+        [read_mask(mask, order.content, read) for mask in settings.content_mask] or None,
+        [read_mask(mask, style, read) for mask, style in zip(settings.style_mask, order.styles, strict=False)] or None,
+        None if settings.init_image is None else read(settings.init_image),
+    )
+    return Piece(order, content, job)
+
+
+def read_mask(path: Path, of: Path, read: Read) -> np.ndarray:
+    """The brightness of a mask, (h, w) from 0 for black to 1 for white. of: its picture. Raises UserError."""
+    mask, (height, width) = read(path), read(of).shape[:2]
+    if mask.shape[:2] != (height, width):
+        raise UserError(
+            f"{path} has {mask.shape[1]} x {mask.shape[0]} pixels: a mask must have as many as its picture {of}, "
+            f"{width} x {height}"
         )
-    except ValueError as error:  # masks that do not fit
+    mask = np.clip((mask @ images.LUMA + 1) / 2, 0, 1).astype(np.float32)
+    if mask.max() < 1 / 510:  # half a level of 8 bits: black is not exactly 0 after rounding
+        raise UserError(f"{path} is black all over, so that this mask covers nothing: paint white what it is to cover")
+    return mask
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Making
+
+
+def fit(
+    network: weights.Network,
+    cfg: gatys.Config,
+    shape: tuple[int, int],
+    count: int,
+    settings: Settings,
+    devices: Sequence[Any],
+) -> tuple[gatys.Config, int]:
+    """The configuration for `count` images of (h, w), in tiles if need be, and how many to make at once."""
+    rows = len(devices) if settings.parallel == "rows" else 1
+    used = devices if rows > 1 else devices[:count]
+    try:
+        fitted, each = memory.fit(network, cfg, shape, memory.available(used), rows, regions=len(settings.content_mask))
+    except (memory.DoesNotFitError, ValueError) as error:
         raise UserError(str(error)) from error
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """A picture's brightness, (h, w) from 0 for black to 1 for white."""
-    return (pictures.read_picture(path) @ images.LUMA + 1) / 2
+    if fitted.tile != cfg.tile:
+        print(
+            f"{shape[1]} x {shape[0]} pixels do not fit into memory in one piece: made in tiles of {fitted.tile}",
+            file=sys.stderr,
+        )
+    return fitted, 1 if rows > 1 else min(each, settings.batch) * len(used)
 
 
 def make(
-    together: Sequence[tuple[Order, gatys.Job]],
+    pieces: Sequence[Piece],
     network: weights.Network,
     params: weights.Params,
     cfg: gatys.Config,
     settings: Settings,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Any],
 ) -> None:
-    """Pictures that come to the same shape, in one program, or in as many as memory asks for. Raises UserError."""
-    shape = gatys.fitted_shape(together[0][1].content.shape, cfg.size)
-    rows = len(devices) if settings.parallel == "rows" else 1
-    try:
-        cfg, count = memory.fit(network, cfg, shape, memory.available(devices[0]), rows)
-    except memory.DoesNotFitError as error:
-        raise UserError(str(error)) from error
-    count = min(count * (1 if rows > 1 else len(devices)), len(together))
-    if cfg.tile:
-        print(f"{shape[1]} x {shape[0]} pixels are made in tiles of {cfg.tile}", file=sys.stderr)
-    for i in range(0, len(together), count):
-        orders, jobs = zip(*together[i : i + count], strict=True)
-        with Journal(cfg, settings, orders) as journal:
-            try:
-                if count == 1:
-                    job = jobs[0]
-                    made = [
-                        gatys.stylize(
-                            jax.random.key(settings.seed),
-                            *(job.content, job.styles, cfg, network, params, job.style_weights, job.init_image),
-                            lambda progress, journal=journal: journal.record([progress]),
-                            *(job.content_masks, job.style_masks),
-                            devices if rows > 1 else None,
-                        )
-                    ]
-                else:
-                    key = jax.random.key(settings.seed)
-                    made = gatys.stylize_many(key, jobs, cfg, network, params, journal.record, devices)
-            except ValueError as error:  # pictures too small, a network that cannot be cut
-                raise UserError(str(error)) from error
-            for order, picture in zip(orders, made, strict=True):
-                pictures.write_picture(order.out, journal.finish(order, picture))
-        journal.report()
+    """Pictures that come to the same shape, in one program, and the files of each."""
+    key = jax.random.key(settings.seed)
+    with Journal(cfg, settings, pieces) as journal:
+        if len(pieces) == 1:
+            job = pieces[0].job
+            made = [
+                gatys.stylize(
+                    key,
+                    *(job.content, job.styles, cfg, network, params, job.style_weights, job.init_image),
+                    lambda progress: journal.record([progress]),
+                    *(job.content_masks, job.style_masks),
+                    devices if settings.parallel == "rows" else None,
+                )
+            ]
+        else:
+            jobs = [piece.job for piece in pieces]
+            made = gatys.stylize_many(key, jobs, cfg, network, params, journal.record, devices[: len(jobs)])
+    journal.write(made)
 
 
 class Journal:
-    """The progress bar, the traces, intermediate pictures and the animation of pictures that are made together."""
+    """The progress bar while pictures are made together, and all files that are written of them."""
 
-    def __init__(self, cfg: gatys.Config, settings: Settings, orders: Sequence[Order]):
-        self.cfg, self.settings, self.orders = cfg, settings, orders
+    def __init__(self, cfg: gatys.Config, settings: Settings, pieces: Sequence[Piece]):
+        self.cfg, self.settings, self.pieces = cfg, settings, pieces
         self.started = time.perf_counter()
-        self.steps: list[list[dict[str, Any]]] = [[] for _ in orders]
-        self.resets: list[dict[tuple[int, int], int]] = [{} for _ in orders]  # failed line searches by size
+        self.steps: list[list[dict[str, Any]]] = [[] for _ in pieces]
+        self.resets: list[dict[tuple[int, int], int]] = [{} for _ in pieces]  # failed line searches by size
+        self.before = [0 for _ in pieces]  # evaluations at earlier sizes
+        self.own = [piece.content for piece in pieces]  # the contents, at the present size where that was asked for
         self.frames: list[np.ndarray] = []
         self.saved = 0
-        self.before = [0 for _ in orders]  # evaluations at earlier sizes
 
     def __enter__(self) -> "Journal":
         from tqdm import tqdm
@@ -210,65 +337,84 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def finish(self, order: Order, picture: np.ndarray) -> np.ndarray:
-        """A picture as it is to be seen, with the content's colours where they are kept."""
-        if self.settings.preserve_colors != "luma":
-            return picture
-        return colours.finish(picture, pictures.read_picture(order.content), "luma")
-
     def record(self, progress: list[gatys.Progress]) -> None:
         """The callback of `gatys.stylize_many`."""
         for i, told in enumerate(progress):
-            steps = self.steps[i]
-            if steps and told.shape not in self.resets[i]:
-                self.before[i] = steps[-1]["evaluations"]
-            self.resets[i][told.shape] = told.resets
-            height, width = told.shape
-            for evaluations, loss in told.losses:
-                steps.append({"evaluations": self.before[i] + evaluations, "size": [width, height], "loss": loss})
-            steps[-1] |= {
-                "resets": told.resets,
-                "terms": told.terms,
-                "seconds": round(time.perf_counter() - self.started, 3),
-                "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-            }
-        (height, width), done = progress[0].shape, self.steps[0][-1]["evaluations"]
-        self.bar.n = 100 * progress[0].done
+            self._log(i, told)
+        (height, width), done = progress[0].shape, min(steps[-1]["evaluations"] for steps in self.steps)
+        loss = np.mean([steps[-1]["loss"] for steps in self.steps])
         many = f"{len(progress)} pictures " if len(progress) > 1 else ""
-        loss = np.mean([told.losses[-1][1] for told in progress])
+        self.bar.n = 100 * progress[0].done
         self.bar.set_postfix_str(f"{many}{width}x{height} loss {loss:.4f}")
         if (every := self.settings.save_every) and done >= self.saved + every:
             self.saved = done
-            for order, told in zip(self.orders, progress, strict=True):
-                folder = order.out.with_suffix(".steps")
-                folder.mkdir(exist_ok=True)
-                pictures.write_picture(folder / f"{done:06d}.png", self.finish(order, told.image))
+            for i, (piece, told) in enumerate(zip(self.pieces, progress, strict=True)):
+                folder = piece.order.out.with_suffix(".steps")
+                folder.mkdir(parents=True, exist_ok=True)
+                pictures.write_picture(folder / f"{done:06d}.png", self._coloured(i, told.image))
         if self.settings.animation is not None:
-            self.frames.append(self.finish(self.orders[0], progress[0].image))
+            self._film(progress[0].image)
 
-    def report(self) -> None:
-        """After the pictures: traces, the animation, and a line for the person at the terminal."""
+    def _log(self, i: int, told: gatys.Progress) -> None:
+        """Notes the steps of a picture since the last call; none where it waits for the others."""
+        steps, (height, width) = self.steps[i], told.shape
+        if steps and told.shape not in self.resets[i]:
+            self.before[i] = steps[-1]["evaluations"]
+        self.resets[i][told.shape] = told.resets
+        for evaluations, loss in told.losses:
+            steps.append({"evaluations": self.before[i] + evaluations, "size": [width, height], "loss": loss})
+        steps[-1] |= {
+            "resets": told.resets,
+            "terms": told.terms,
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        }
+
+    def _coloured(self, i: int, picture: np.ndarray) -> np.ndarray:
+        """A picture as it is to be seen, with the content's colours where they are kept."""
+        if self.settings.preserve_colors != "luma":
+            return picture
+        if self.own[i].shape != picture.shape:
+            self.own[i] = images.resize(self.pieces[i].content, picture.shape[:2])
+        return colours.finish(picture, self.own[i], "luma")
+
+    def _film(self, picture: np.ndarray) -> None:
+        shape = gatys.fitted_shape(self.pieces[0].content.shape, self.cfg.size)
+        self.frames.append(images.to_uint8(images.resize(self._coloured(0, picture), shape)))
+
+    def write(self, made: Sequence[np.ndarray]) -> None:
+        """The pictures, then what was asked for beside them, and a line for the person at the terminal."""
+        for i, (piece, picture) in enumerate(zip(self.pieces, made, strict=True)):
+            piece.order.out.parent.mkdir(parents=True, exist_ok=True)
+            pictures.write_picture(piece.order.out, self._coloured(i, picture))
         if self.settings.animation is not None:
-            shape = self.frames[-1].shape[:2]
-            pictures.write_video(self.settings.animation, [images.resize(f, shape) for f in self.frames], fps=12)
+            if not self.frames:
+                self._film(made[0])
+            pictures.write_video(self.settings.animation, self.frames, fps=12)
         seconds = time.perf_counter() - self.started
-        for order, steps, resets in zip(self.orders, self.steps, self.resets, strict=True):
+        for i, piece in enumerate(self.pieces):
             if self.settings.trace:
-                trace = {
-                    "content": str(order.content),
-                    "styles": [str(style) for style in order.styles],
-                    "config": dataclasses.asdict(self.cfg),
-                    "settings": _plain(dataclasses.asdict(self.settings)),
-                    "steps": steps,
-                }
-                with atomic_path(order.out.with_suffix(".json")) as path:
-                    path.write_text(json.dumps(trace, indent=1) + "\n")
-            last = steps[-1]
-            parts = ", ".join(f"{kind} {_total(last['terms'], kind):.4f}" for kind in ("content", "style", "tv"))
-            failed = f", line search failed {sum(resets.values())} times" if sum(resets.values()) else ""
-            print(
-                f"{order.out}: {last['evaluations']} evaluations in {seconds:.0f} s, {parts}{failed}", file=sys.stderr
-            )
+                self._write_trace(i, piece.order)
+            print(f"{piece.order.out}: {self._summary(i)} in {seconds:.0f} s", file=sys.stderr)
+
+    def _write_trace(self, i: int, order: Order) -> None:
+        trace = {
+            "content": str(order.content),
+            "styles": [str(style) for style in order.styles],
+            "config": dataclasses.asdict(self.cfg),
+            "settings": _plain(dataclasses.asdict(self.settings)),
+            "steps": self.steps[i],
+        }
+        with atomic_path(order.out.with_suffix(".json")) as path:
+            path.write_text(json.dumps(trace, indent=1) + "\n")
+
+    def _summary(self, i: int) -> str:
+        if not self.steps[i]:  # --steps 1: the one evaluation tells where to go, and there it ends
+            return "no step"
+        last, failed = self.steps[i][-1], sum(self.resets[i].values())
+        parts = ", ".join(f"{kind} {_total(last['terms'], kind):.4f}" for kind in ("content", "style", "tv"))
+        failures = f", line search failed {failed} times" if failed else ""
+        return f"{parts} after {last['evaluations']} evaluations{failures}"
 
 
 def _total(terms: dict[str, float], kind: str) -> float:
@@ -286,12 +432,3 @@ def _plain(value: Any) -> Any:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def files_in(folder: Path) -> list[Path]:
-    """Picture files directly in a folder, sorted; UserError if there are none."""
-    accepted = pictures.PICTURE_SUFFIXES
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in accepted and path.name[0] != ".")
-    if not found:
-        raise UserError(f"no pictures in {folder}: accepted are {', '.join(accepted)}")
-    return found

@@ -1,54 +1,87 @@
 """`ganstyle stylize`: pictures in, pictures and traces out, and one clear sentence for what cannot be."""
 
+import dataclasses
 import json
+import os
+import re
+import struct
+import zlib
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from ganstyle_jax import cli, images, pictures, vgg, weights
+from ganstyle_jax import cli, images, pictures, stylize, vgg, weights
+from ganstyle_jax.files import UserError
+from ganstyle_jax.style import gatys, memory
 
 TINY = vgg.VGG(((4, 4), (6,), (8,)), padding="reflect")
-QUICK = ["--size=24", "--steps=6", "--smallest=16", "--content-layers=relu3_1", "--style-layers", "relu1_1", "relu2_1"]
+LAYERS = ["--content-layers=relu3_1", "--style-layers", "relu1_1", "relu2_1"]
+QUICK = ["--size=24", "--steps=6", *LAYERS]  # with --smallest=16 at two sizes, else at one
+LEVEL = 1 / 127.5  # of 256
 
 pytestmark = pytest.mark.usefixtures("home", "quick_compile")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a small network, a content picture, two styles and a folder of two contents."""
+    """A folder with a small network, pictures, masks, a folder of three contents in two shapes and one of two styles."""
     folder = tmp_path_factory.mktemp("stylize")
     weights.write(folder / "tiny.safetensors", TINY, TINY.init(jax.random.key(0)))
+    squeeze = vgg.SqueezeNet()
+    weights.write(folder / "squeezenet.safetensors", squeeze, squeeze.init(jax.random.key(0)))
     rng = np.random.default_rng(0)
-    (folder / "many").mkdir()
     for name, shape in {
         "content.png": (30, 45),
         "style.jpg": (40, 40),
         "other.png": (20, 50),
+        "third.png": (36, 36),
         "many/a.png": (30, 30),
+        "many/b.jpg": (45, 30),
+        "many/c.tif": (36, 36),
+        "paintings/style.png": (40, 40),
+        "paintings/other.png": (20, 50),
     }.items():
-        picture = np.clip(images.resize(rng.uniform(-1, 1, (5, 5, 3)), shape), -1, 1)
-        pictures.write_picture(folder / name, picture)
-    Image.open(folder / "content.png").rotate(90, expand=True).save(folder / "many" / "b.jpg")
+        (folder / name).parent.mkdir(exist_ok=True)
+        pictures.write_picture(folder / name, np.clip(images.resize(rng.uniform(-1, 1, (5, 5, 3)), shape), -1, 1))
+    left = np.where(np.arange(45) < 22, 1.0, -1.0)
+    for name, mask in {"left.png": left, "right.png": -left, "black.png": np.full(45, -1.0)}.items():
+        pictures.write_picture(folder / name, np.broadcast_to(mask[:, None], (30, 45, 3)))
     return folder
 
 
-def ganstyle(place, *args: object) -> int:
+def ganstyle(place, *args: object, features: str = "tiny.safetensors") -> int:
+    """Runs the command in this process; its exit status."""
     try:
-        cli.main(["stylize", *map(str, args), *QUICK, f"--features={place / 'tiny.safetensors'}"])
+        cli.main(["stylize", *map(str, args), *QUICK, f"--features={place / features}"])
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     return 0
 
 
+def difference(one, other) -> float:
+    """Of two picture files, in grey levels."""
+    return np.abs(pictures.read_picture(one) - pictures.read_picture(other)).max() / LEVEL
+
+
+def names_in(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One picture
+
+
 def test_a_picture_its_trace_and_what_lay_between(place, tmp_path, capsys):
     out = tmp_path / "out.png"
-    args = ["--trace", "--save-every=2", f"--animation={tmp_path / 'out.gif'}"]
+    args = ["--smallest=16", "--trace", "--save-every=2", f"--animation={tmp_path / 'out.gif'}"]
     assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", out, *args) == 0
     with Image.open(out) as picture:
         assert picture.size == (24, 16) and picture.mode == "RGB"
-    assert f"{out}: " in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"{out}: content " in shown
+    assert re.search(r"100%\|.*\| \d\d:\d\d<\d\d:\d\d 24x16 loss \d\.\d{4}", shown)  # elapsed, remaining, size and loss
     trace = json.loads((tmp_path / "out.json").read_text())
     assert trace["config"]["size"] == 24 and trace["settings"]["features"].endswith("tiny.safetensors")
     evaluations = [step["evaluations"] for step in trace["steps"]]
@@ -62,53 +95,326 @@ def test_a_picture_its_trace_and_what_lay_between(place, tmp_path, capsys):
         assert film.size == (24, 16)
 
 
-def test_a_folder_of_contents_and_two_styles(place, tmp_path):
-    out = tmp_path / "results"
-    styles = [place / "style.jpg", place / "other.png", "--style-weights", "3", "1"]
-    assert ganstyle(place, place / "many", *styles, "-o", out, "--factor=2") == 0
-    sizes = {}
-    for path in sorted(out.iterdir()):
-        with Image.open(path) as picture:
-            sizes[path.name] = picture.size
-    assert sizes == {"a.png": (24, 24), "b.png": (16, 24)}
-
-
-def test_luma_keeps_the_colours(place, tmp_path):
+def test_luma_keeps_the_colours_in_all_that_is_shown(place, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        pictures, "read_picture", lambda path, *_, real=pictures.read_picture: read.append(path) or real(path)
+    )
+    filmed = []
+    monkeypatch.setattr(pictures, "write_video", lambda path, frames, fps: filmed.extend(frames))
+    args = ["--preserve-colors=luma", "--smallest=16", "--save-every=1", f"--animation={tmp_path / 'out.gif'}"]
     out = tmp_path / "out.png"
-    assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", out, "--preserve-colors=luma") == 0
-    result = pictures.read_picture(out)
-    content = images.resize(pictures.read_picture(place / "content.png"), result.shape[:2])
-    inside = (np.abs(result) < 0.99).all(-1) & (np.abs(content) < 0.99).all(-1)
-    for a, b in ((0, 1), (1, 2)):  # chroma is differences of colours
-        difference = (result[..., a] - result[..., b]) - (content[..., a] - content[..., b])
-        assert np.abs(difference[inside]).max() < 3 / 127.5  # two roundings to 8 bits
+    assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", out, *args) == 0
+    assert read.count(place / "content.png") == read.count(place / "style.jpg") == 1  # not again for each step
+    monkeypatch.undo()
+    content = pictures.read_picture(place / "content.png")
+    steps = sorted((tmp_path / "out.steps").glob("*.png"))
+    shown = [pictures.read_picture(path) for path in (out, *steps)] + [frame / 127.5 - 1 for frame in filmed[-1:]]
+    assert {picture.shape[:2] for picture in shown} == {(11, 17), (16, 24)}
+    for picture in shown:
+        original = images.resize(content, picture.shape[:2])
+        inside = (np.abs(picture) < 0.99).all(-1) & (np.abs(original) < 0.99).all(-1)
+        for a, b in ((0, 1), (1, 2)):  # chroma is differences of colours
+            change = (picture[..., a] - picture[..., b]) - (original[..., a] - original[..., b])
+            assert np.abs(change[inside]).max() < 3 * LEVEL  # two roundings to 8 bits
+
+
+def test_ctrl_c_leaves_nothing_half_written(place, tmp_path, monkeypatch):
+    def interrupted(journal, progress, real=stylize.Journal.record):
+        real(journal, progress)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stylize.Journal, "record", interrupted)
+    args = ["--smallest=16", "--trace", "--save-every=1", f"--animation={tmp_path / 'out.gif'}"]
+    with pytest.raises(KeyboardInterrupt):
+        ganstyle(place, place / "content.png", place / "style.jpg", "-o", tmp_path / "out.png", *args)
+    assert names_in(tmp_path) == ["out.steps"]
+    assert [pictures.read_picture(path).shape for path in (tmp_path / "out.steps").iterdir()] == [(11, 17, 3)]
+
+
+def test_a_single_evaluation_is_no_step(place, tmp_path, capsys):
+    args = ["--trace", f"--animation={tmp_path / 'out.gif'}", "--steps=1", "--smallest=16"]
+    cli.main(
+        ["stylize", *map(str, (place / "content.png", place / "style.jpg")), "-o", str(tmp_path / "out.png")]
+        + ["--size=24", *LAYERS, f"--features={place / 'tiny.safetensors'}", *args]
+    )
+    assert "no step" in capsys.readouterr().err
+    assert names_in(tmp_path) == ["out.gif", "out.json", "out.png"]
+
+
+def test_masks_keep_each_style_to_its_side(place, tmp_path):
+    masks = ["--content-mask", place / "left.png", place / "right.png"]
+    made = []
+    for i, right in enumerate(["other.png", "third.png"]):
+        out = tmp_path / f"{i}.tif"
+        assert ganstyle(place, place / "content.png", place / "style.jpg", place / right, "-o", out, *masks) == 0
+        made.append(pictures.read_picture(out))
+    change = np.abs(made[0] - made[1]).mean((0, 2))  # by column
+    assert change[13:].mean() > 5 * change[:9].mean()  # the border lies at 12, and features reach beyond it
+    assert change[:6].max() < 0.05
+
+
+def test_style_masks_and_what_is_begun_with(place, tmp_path):
+    """A style of which all counts is as without a mask."""
+    pictures.write_picture(tmp_path / "white.png", np.ones((40, 40, 3)))
+    pictures.write_picture(
+        tmp_path / "half.png", np.broadcast_to(np.where(np.arange(40) < 20, 1.0, -1.0), (3, 40, 40)).T
+    )
+    init = ["--init-image", place / "third.png", "--smallest=24"]
+    for name, args in {"none": [], "white": ["--style-mask", tmp_path / "white.png"]}.items():
+        out = tmp_path / f"{name}.tif"
+        assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", out, *init, *args) == 0
+    half = ["--style-mask", tmp_path / "half.png", "-o", tmp_path / "half.tif"]
+    assert ganstyle(place, place / "content.png", place / "style.jpg", *init, *half) == 0
+    assert difference(tmp_path / "none.tif", tmp_path / "white.tif") < 0.1
+    assert difference(tmp_path / "none.tif", tmp_path / "half.tif") > 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def test_folders_of_contents_and_of_styles(place, tmp_path):
+    """Four pictures of one shape and two of another, each on a device; every one as it would be by itself."""
+    out = tmp_path / "new" / "results"
+    assert ganstyle(place, place / "many", place / "paintings", "-o", out, "--trace") == 0
+    pairs = [f"{content}-{style}" for content in "abc" for style in ("other", "style")]
+    assert names_in(out) == sorted(f"{pair}{suffix}" for pair in pairs for suffix in (".json", ".png"))
+    for name, shape in {"a-style.png": (24, 24), "b-other.png": (24, 16), "c-style.png": (24, 24)}.items():
+        assert pictures.read_picture(out / name).shape[:2] == shape
+    alone = tmp_path / "alone.png"
+    assert ganstyle(place, place / "many" / "c.tif", place / "paintings" / "style.png", "-o", alone) == 0
+    assert difference(out / "c-style.png", alone) <= 3
+    assert difference(out / "c-style.png", out / "c-other.png") > 10
+    trace = json.loads((out / "a-other.json").read_text())
+    assert trace["content"].endswith("a.png") and trace["styles"][0].endswith("other.png")
+
+
+def test_a_folder_on_one_device_in_two_styles(place, tmp_path):
+    blend = [place / "style.jpg", place / "other.png", "--style-weights", "3", "1", "--preserve-colors=coral"]
+    assert ganstyle(place, place / "many", *blend, "-o", tmp_path / "results", "--parallel=none", "--batch=2") == 0
+    assert names_in(tmp_path / "results") == ["a.png", "b.png", "c.png"]
+    alone = tmp_path / "alone.png"
+    assert ganstyle(place, place / "many" / "a.png", *blend, "-o", alone) == 0
+    assert difference(tmp_path / "results" / "a.png", alone) <= 3
+
+
+def test_a_picture_that_is_done_waits_for_the_others(tmp_path):
+    pieces = [
+        stylize.Piece(
+            stylize.Order(tmp_path / f"{name}.png", (), tmp_path / f"{name}-out.png"),
+            np.zeros((4, 6, 3), np.float32),
+            gatys.Job(np.zeros((4, 6, 3)), [np.zeros((4, 6, 3))]),
+        )
+        for name in "ab"
+    ]
+    progress = gatys.Progress((4, 6), 5, 0.5, [(3, 0.4), (5, 0.3)], {"tv": 0.3}, 0, np.zeros((4, 6, 3), np.float32))
+    waiting = dataclasses.replace(progress, losses=[])
+    with stylize.Journal(gatys.Config(size=6), stylize.Settings(save_every=1), pieces) as journal:
+        journal.record([progress, progress])
+        journal.record([dataclasses.replace(progress, losses=[(7, 0.2)]), waiting])
+        assert "2 pictures 6x4 loss 0.2500" in str(journal.bar)
+    assert [[step["evaluations"] for step in steps] for steps in journal.steps] == [[3, 5, 7], [3, 5]]
+    assert names_in(tmp_path / "a-out.steps") == ["000005.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write(place, tmp_path, capsys):
+    (tmp_path / "results").mkdir(mode=0o500)
+    assert ganstyle(place, place / "many", place / "style.jpg", "-o", tmp_path / "results") == 1
+    assert "you have no right to write to the folder" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How it is computed
+
+
+def test_rows_and_tiles_change_nothing(place, tmp_path):
+    for name, args in {"plain": [], "rows": ["--parallel=rows"], "tiles": ["--tile=16"]}.items():
+        out = tmp_path / f"{name}.png"
+        assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", out, *args) == 0
+    assert difference(tmp_path / "plain.png", tmp_path / "rows.png") <= 2
+    assert difference(tmp_path / "plain.png", tmp_path / "tiles.png") <= 2
+
+
+def test_all_ways_to_compute_at_once(place, tmp_path):
+    ways = ["--precision=bfloat16", "--pooling=average", "--remat", "--optimizer=adam", "--averaging=0.5"]
+    ways += ["--style-loss=wasserstein", "--init=style", "--trace"]
+    for name, args in {"zero": [], "one": ["--seed=1"]}.items():
+        out = tmp_path / f"{name}.png"
+        assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", out, *ways, *args) == 0
+    trace = json.loads((tmp_path / "zero.json").read_text())
+    assert trace["config"] | {"optimizer": "adam", "style_loss": "wasserstein", "averaging": 0.5} == trace["config"]
+    assert difference(tmp_path / "zero.png", tmp_path / "one.png") > 10  # the noise that it begins with
+    losses = [step["loss"] for step in trace["steps"]]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+def test_the_network_is_computed_as_asked(place):
+    asked = stylize.Settings(
+        features=str(place / "tiny.safetensors"), precision="bfloat16", pooling="average", remat=True
+    )
+    cfg = gatys.Config(content_layers=("relu3_1",), style_layers=("relu1_1",))
+    network, _ = stylize.load_network(cfg, asked)
+    assert network == dataclasses.replace(TINY, dtype="bfloat16", pooling="average", remat=True)
+    network, _ = stylize.load_network(cfg, stylize.Settings(features=asked.features, parallel="rows"))
+    assert network == dataclasses.replace(TINY, platform="xla")
+
+
+def test_what_fits_only_in_tiles_is_made_in_tiles(place, tmp_path, monkeypatch, capsys):
+    """And less memory than that is refused with advice, before anything is made."""
+    cfg = gatys.Config(size=300, steps=2, content_layers=("relu3_1",), style_layers=("relu1_1",), optimizer="adam")
+    whole = memory.needed(TINY, cfg, (200, 300))
+    args = [str(place / "content.png"), str(place / "style.jpg"), f"--features={place / 'tiny.safetensors'}"]
+    args += ["--steps=2", "--content-layers=relu3_1", "--style-layers", "relu1_1", "-o", str(tmp_path / "out.png")]
+    monkeypatch.setattr(memory, "available", lambda devices: whole - 1)
+    cli.main(["stylize", *args, "--size=300", "--smallest=300", "--optimizer=adam", "--trace"])
+    assert "300 x 200 pixels do not fit into memory in one piece: made in tiles of 256" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text())["config"]["tile"] == 256
+    assert pictures.read_picture(tmp_path / "out.png").shape == (200, 300, 3)
+    (tmp_path / "out.png").unlink()
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["stylize", *args, "--size=6000"])
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(
+        r"6000 x 4000 pixels need about [\d.]+ GB of memory in tiles of 256, and [\d.]+ GB are free", message
+    )
+    assert re.search(r"--size \d+ fits", message)
+    assert names_in(tmp_path) == ["out.json"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What cannot be
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG file that promises so many pixels, and has none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
+    )
+
+
+@pytest.fixture(scope="module")
+def bad(place):
+    """Files with something wrong, beside the good ones."""
+    whole = (place / "style.jpg").read_bytes()
+    (place / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (place / "huge.png").write_bytes(png_of(30_000, 20_000))
+    Image.new("RGB", (1, 1)).save(place / "pixel.png")
+    pictures.write_picture(place / "thin.png", np.zeros((2, 60, 3)))
+    (place / "weights.txt").write_text("not weights")
+    for folder, files in {"twins": ["a.png", "a.tif"], "empty": [], "spoilt": ["a.png"]}.items():
+        (place / folder).mkdir()
+        for file in files:
+            pictures.write_picture(place / folder / file, np.zeros((20, 20, 3)))
+    (place / "spoilt" / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    return place
+
+
+PAIR = ["content.png", "style.jpg"]
 
 
 @pytest.mark.parametrize(
     "args, message",
     [
+        # files
         (["content.png"], "no style is given: name at least one picture after"),
-        (["none.png", "style.jpg"], "none.png"),
-        (["content.png", "none.jpg"], "none.jpg"),
-        (["content.png", "style.jpg", "--style-weights", "1", "2"], "--style-weights has 2 values for 1 styles"),
-        (["content.png", "style.jpg", "-o", "missing/out.png"], "there is no folder"),
-        (["content.png", "style.jpg", "-o", "out.bmp"], "its format follows from it: use .png"),
-        (["content.png", "style.jpg", "--content-layers=relu9_1"], "the network has no layer 'relu9_1'"),
-        (["content.png", "style.jpg", "--features=vgg19"], "run `ganstyle weights fetch vgg19`"),
-        (["content.png", "style.jpg", "--features=content.png"], "content.png"),
+        (["none.png", "style.jpg"], "there is no picture .*none.png"),
+        (["content.png", "none.jpg"], "there is no picture .*none.jpg"),
+        (["cut.jpg", "style.jpg"], "cut.jpg cannot be read as a picture: .*truncated"),
+        (["content.png", "cut.jpg"], "cut.jpg cannot be read as a picture"),
+        (["pixel.png", "style.jpg"], "pixel.png has 1 x 1 pixels; at least 2 x 2 are needed"),
+        (["content.png", "pixel.png"], "pixel.png has 1 x 1 pixels"),
+        (["huge.png", "style.jpg"], "huge.png has 600000000 pixels; at most 400000000 are read"),
+        (["weights.txt", "style.jpg"], "weights.txt is not a picture that can be read"),
+        (["thin.png", "style.jpg"], "thin.png at --size 24: an image of 24 x 1 pixels is too small"),
+        ([*PAIR, "--init-image", "none.png"], "there is no picture .*none.png"),
+        # where to
+        ([*PAIR, "-o", "missing/out.png"], "there is no folder"),
+        ([*PAIR, "-o", "out.bmp"], "its format follows from it: use .png"),
+        ([*PAIR, "-o", "many"], "many is a folder; give the name of a file"),
+        ([*PAIR, "-o", "content.png"], "content.png would be written over one of the given pictures"),
+        ([*PAIR, "-o", "out.webp", "--size=20000"], "out.webp cannot have 20000 pixels a side, only 16383"),
+        ([*PAIR, "--animation", "film.avi"], "film.avi ends in .avi"),
+        # folders
+        (["many", "style.jpg"], "for a folder of pictures -o must name a folder, got stylized.png"),
+        (["many", "style.jpg", "-o", "weights.txt"], "weights.txt is a file"),
+        (["many", "style.jpg", "-o", "weights.txt/results"], "where .*weights.txt is a file"),
+        (["many", "style.jpg", "-o", "many"], "many/a.png would be written over one of the given pictures"),
+        (["twins", "style.jpg", "-o", "out"], "twins/a.png with .*twins/a.tif with .*would both become out/a.png"),
+        (["empty", "style.jpg", "-o", "out"], "no pictures in .*empty: accepted are .png"),
+        (["spoilt", "style.jpg", "-o", "out"], "spoilt/b.jpg cannot be read as a picture"),
+        (["content.png", "paintings", "style.jpg", "-o", "out"], "a folder of styles must be the only STYLE"),
+        (["many", "style.jpg", "-o", "out", "--animation", "film.gif"], "--animation is for a single picture"),
+        (["many", "style.jpg", "-o", "out", "--content-mask", "left.png"], "--content-mask is for a single picture"),
+        (["content.png", "paintings", "-o", "out", "--style-mask", "left.png"], "--style-mask is for a single picture"),
+        # masks
+        ([*PAIR, "--content-mask", "style.jpg"], "style.jpg has 40 x 40 .* its picture .*content.png, 45 x 30"),
+        ([*PAIR, "--style-mask", "left.png"], "left.png has 45 x 30 .* its picture .*style.jpg, 40 x 40"),
+        ([*PAIR, "--content-mask", "black.png"], "black.png is black all over"),
+        ([*PAIR, "--content-mask", "left.png", "right.png"], "--content-mask must be .* there are 1, got 2"),
+        ([*PAIR, "--content-mask", "none.png"], "there is no picture .*none.png"),
+        # numbers
+        ([*PAIR, "--style-weights", "1", "2"], "--style-weights must be .* there are 1, got 2"),
+        ([*PAIR, "--style-weights", "0"], "--style-weights must be 0 or more, one of them more, got 0"),
+        ([*PAIR, "--style-weights", "nan"], "--style-weights must be 0 or more, one of them more, got nan"),
+        ([*PAIR, "--batch=0"], "--batch must be at least 1, got 0"),
+        ([*PAIR, "--save-every=0"], "--save-every must be at least 1, got 0"),
+        ([*PAIR, "--seed=-1"], "--seed must be from 0 to 4294967295, got -1"),
+        ([*PAIR, "--size=0"], "size must be at least 1, got 0"),
+        # features
+        (
+            [*PAIR, "--content-layers=relu9_1"],
+            "does not fit --content-layers relu9_1 .* no layer 'relu9_1'; it has conv1_1",
+        ),
+        ([*PAIR, "--features=squeezenet.safetensors"], "squeezenet.safetensors does not fit .* it has conv1, relu1"),
+        ([*PAIR, "--features=vgg19"], "run `ganstyle weights fetch vgg19`"),
+        ([*PAIR, "--features=vgg91"], "there are no weights vgg91: give a file or one of"),
+        ([*PAIR, "--features=none.safetensors"], "there are no weights .*none.safetensors"),
+        ([*PAIR, "--features=weights.txt"], "weights.txt"),
+        ([*PAIR, "--features=content.png"], "content.png"),
+        ([*PAIR, "--tile=16", "--parallel=rows"], "on one device or into rows on several, not both"),
     ],
+    ids=lambda x: None if isinstance(x, str) else " ".join(x),
 )
-def test_refusals(place, tmp_path, monkeypatch, capsys, args, message):
+def test_refusals(bad, tmp_path, monkeypatch, capsys, args, message):
+    """One sentence, and nothing is left behind."""
     monkeypatch.chdir(tmp_path)
-    known = {path.name for path in place.iterdir()}
-    args = [
-        str(place / arg) if arg in known else arg.replace("=content.png", f"={place / 'content.png'}") for arg in args
-    ]
-    options = [] if any("--features" in arg for arg in args) else [f"--features={place / 'tiny.safetensors'}"]
-    layers = [] if any("--content-layers" in arg for arg in args) else ["--content-layers=relu3_1"]
+    before = {path: path.stat().st_mtime_ns for path in bad.rglob("*")}
+    given = []
+    for arg in args:
+        option, equals, value = arg.rpartition("=")
+        known = value.split("/")[0] in names_in(bad)
+        given.append(f"{option}{equals}{bad / value if known else value}")
+    if not any("--features" in arg for arg in args):
+        given.append(f"--features={bad / 'tiny.safetensors'}")
+    if not any("--content-layers" in arg for arg in args):
+        given.append("--content-layers=relu3_1")
+    if not any("--size" in arg for arg in args):
+        given.append("--size=24")
     with pytest.raises(SystemExit) as caught:
-        cli.main(["stylize", *args, *options, *layers, "--size=24", "--style-layers", "relu1_1"])
+        cli.main(["stylize", *given, "--style-layers", "relu1_1"])
     assert caught.value.code == 1
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("ganstyle: error: ") and message in lines[-1]
-    assert list(tmp_path.iterdir()) == []
+    assert len(lines) == 1 and lines[0].startswith("ganstyle: error: ") and re.search(message, lines[0])
+    assert names_in(tmp_path) == [] and {path: path.stat().st_mtime_ns for path in bad.rglob("*")} == before
+
+
+def test_only_a_network_like_vgg_can_be_cut(place, tmp_path, capsys):
+    args = ["stylize", *(str(place / name) for name in PAIR), f"--features={place / 'squeezenet.safetensors'}"]
+    args += ["--size=64", "--content-layers=fire5", "--style-layers", "relu1", "fire2", "-o", str(tmp_path / "out.png")]
+    for cut in ("--tile=32", "--parallel=rows"):
+        with pytest.raises(SystemExit):
+            cli.main([*args, cut])
+        assert "only a network laid out like VGG" in capsys.readouterr().err
+
+
+def test_no_larger_picture_is_read_than_memory_can_hold(place, monkeypatch):
+    monkeypatch.setattr(memory, "free_on_host", lambda: 1000 * stylize.READING)
+    with pytest.raises(UserError, match="has 1350 pixels; at most 1000 are read with 4e-05 GB of free memory, make"):
+        stylize.read_picture(place / "content.png")
+    assert stylize.read_picture(place / "many" / "a.png").shape == (30, 30, 3)

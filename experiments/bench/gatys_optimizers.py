@@ -89,7 +89,8 @@ def read(path: Path, size: int) -> jax.Array:
 
 
 def ours(network, params, targets, content: jax.Array, cfg: gatys.Config, most: int) -> Curve:
-    at, _ = gatys.evaluate(network, params, targets, gatys.start(content, cfg), cfg)
+    value, gradient, _ = gatys.evaluate(network, params, targets, content, cfg)
+    at = gatys.start(content, value, gradient, cfg)
     curve = []
     while int(at.evaluations) < most and int(at.stuck) < 2:
         at, evaluations, values = gatys.advance(network, params, targets, at, np.int32(most), cfg)

@@ -236,11 +236,13 @@ def make_targets(
     for i, style in enumerate(styles):
         around = canvas_of(style.shape[:2], network, cfg, mesh)
         mask = None if style_masks is None else np.asarray(style_masks[i])[None]
-        masks = masks_of(network, around, cfg.style_layers, mask)
-        found.append(style_moments(network, params, around.put(style), masks, cfg, around))
+        masks, areas = masks_of(network, around, cfg, mask)
+        found.append(style_moments(network, params, around.put(style), masks, areas, cfg, around))
     weights = np.ones(len(styles)) if style_weights is None else np.asarray(style_weights, float)
     share, masks = np.ones(1), None
-    if content_masks is None:
+    if content_masks is None and len(styles) == 1:
+        style = found[0]
+    elif content_masks is None:
         # All styles everywhere: of all images with weighted squared distances to several matrices the best is the one
         # nearest to their mean, which are also the moments of all styles' features thrown together.
         blend = weights / weights.sum()
@@ -252,9 +254,8 @@ def make_targets(
     factors = {}
     if cfg.style_loss == "wasserstein":
         factors = {layer: jax.vmap(losses.factor)(covariance(x)) for layer, x in style.items()}
-    regions = masks_of(network, canvas, cfg.style_layers, masks)
-    areas = {layer: jnp.sum(x, (1, 2, 3)) for layer, x in regions.items()}
-    inside = masks_of(network, canvas, cfg.content_layers, None)
+    regions, areas = masks_of(network, canvas, cfg, masks)
+    inside = {layer: x for layer, x in masks_of(network, canvas, cfg)[0].items() if layer in cfg.content_layers}
     features = content_features(network, params, canvas.put(content), inside, cfg, canvas)
     whole = not canvas.tiled and canvas.padded is None
     return Targets(
@@ -262,8 +263,8 @@ def make_targets(
         style=style,
         factors=factors,
         share=jnp.asarray(share, jnp.float32),
-        regions={} if whole and masks is None else regions,
-        areas=areas,
+        regions={} if whole and masks is None else {layer: regions[layer] for layer in cfg.style_layers},
+        areas={layer: jnp.asarray(areas[layer]) for layer in cfg.style_layers},
         inside={} if whole else inside,
         canvas=canvas,
     )
@@ -284,20 +285,21 @@ def canvas_of(extent: Sequence[int], network: Network, cfg: Config, mesh: Mesh |
 
 
 def masks_of(
-    network: Network, canvas: Canvas, layers: tuple[str, ...], masks: np.ndarray | None
-) -> dict[str, jax.Array]:
-    """Masks (regions, h, w) from 0 to 1, or None for one region of all, to (regions, h', w', 1) by layer.
+    network: Network, canvas: Canvas, cfg: Config, masks: np.ndarray | None = None
+) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
+    """Masks (regions, h, w) from 0 to 1, or None for one region of all, to (regions, h', w', 1) by layer; their sums.
 
     A feature belongs to a region as much as the pixels that it stands for do on average.
     """
-    real, whole = (feature_shapes(network, extent, layers) for extent in (canvas.extent, canvas.shape))
-    found = {}
-    for layer in layers:
+    real, whole = (feature_shapes(network, extent, cfg.layers) for extent in (canvas.extent, canvas.shape))
+    found, areas = {}, {}
+    for layer in cfg.layers:
         here = np.ones((1, *real[layer]))
         if masks is not None:
             here = jax.image.resize(jnp.asarray(masks, jnp.float32), (len(masks), *real[layer]), "linear")
-        found[layer] = canvas.put(np.asarray(here, np.float32)[..., None], whole[layer], axis=1)
-    return found
+        here = np.asarray(here, np.float32)
+        found[layer], areas[layer] = canvas.put(here[..., None], whole[layer], axis=1), here.sum((1, 2))
+    return found, areas
 
 
 @functools.lru_cache(maxsize=64)
@@ -327,9 +329,15 @@ def content_features(
 
 @functools.partial(jax.jit, static_argnames=("network", "cfg", "canvas"))
 def style_moments(
-    network: Network, params: Params, style: jax.Array, masks: dict[str, jax.Array], cfg: Config, canvas: Canvas
+    network: Network,
+    params: Params,
+    style: jax.Array,
+    masks: dict[str, jax.Array],
+    areas: dict[str, jax.Array],
+    cfg: Config,
+    canvas: Canvas,
 ) -> dict[str, Moments]:
-    """(h, w, 3) in [-1, 1] to moments of its features where its masks (1, h', w', 1) are, by layer."""
+    """(h, w, 3) in [-1, 1] to moments of its features by layer; masks: (1, h', w', 1), of which areas are the sums."""
 
     def of(image, masks, extent):
         taps = network.apply(params, image[None], cfg.style_layers, extent)
@@ -341,7 +349,7 @@ def style_moments(
         return of(window, masks, place.extent())
 
     total: Any = tiles.sum_over(of_tile, style, masks, canvas) if canvas.tiled else of(style, masks, canvas.padded)
-    return {layer: means(x, jnp.sum(masks[layer], (1, 2, 3))) for layer, x in total.items()}
+    return {layer: means(x, areas[layer]) for layer, x in total.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -418,10 +426,14 @@ def optimizer(cfg: Config) -> optax.GradientTransformationExtraArgs:
     return optax.lbfgs(memory_size=cfg.memory, linesearch=search)
 
 
+def variables(image: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
+    """The base and the variables at which the optimisation of an image begins; copies, because they are donated."""
+    return jnp.copy(image), jnp.zeros_like(image) if cfg.optimizer == "lbfgs" else jnp.copy(image)
+
+
 def begin(image: jax.Array, cfg: Config) -> Iterate:
     """The first iterate of an image (h, w, 3), whose loss and gradient are not known yet."""
-    # Copies, because the state is donated: the caller may still want the image, and no buffer may be donated twice.
-    base, x = jnp.copy(image), jnp.zeros_like(image) if cfg.optimizer == "lbfgs" else jnp.copy(image)
+    base, x = variables(image, cfg)
     zero = jnp.zeros((), jnp.int32)
     mean = jnp.zeros_like(image) if cfg.averaging else jnp.zeros(0)
     # Types as they will be after a step, or that would be compiled twice: optax begins with numbers of no fixed type.
@@ -461,15 +473,41 @@ def improve(objective: Callable[[jax.Array, jax.Array], jax.Array], at: Iterate,
     )
 
 
+@functools.partial(jax.jit, static_argnames=("network", "cfg", "mesh"))
+def evaluate(
+    network: Network, params: Params, targets: Targets, image: jax.Array, cfg: Config, mesh: Mesh | None = None
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """The loss of an image (h, w, 3), scaled, its gradient with respect to the variables there, and its terms.
+
+    Of several images (b, h, w, 3) with as many targets all have a leading axis. mesh: devices among which they are
+    dealt out, on an axis "pictures".
+    """
+
+    def one(targets, image):
+        base, x = variables(image, cfg)
+
+        def objective(x):
+            terms = loss_terms(network, params, to_image(base, x, cfg, targets.canvas), targets, cfg)
+            return LOSS_SCALE * functools.reduce(jnp.add, terms.values()), terms
+
+        (value, terms), gradient = jax.value_and_grad(objective, has_aux=True)(x)
+        return value, gradient, terms
+
+    return one(targets, image) if image.ndim == 3 else _by_pictures(jax.vmap(one), mesh)(targets, image)
+
+
 @functools.partial(jax.jit, static_argnames="cfg")
-def start(image: jax.Array, cfg: Config, before: Iterate | None = None) -> Iterate:
-    """The first iterate of an image (h, w, 3), or of several (b, h, w, 3).
+def start(
+    image: jax.Array, value: jax.Array, gradient: jax.Array, cfg: Config, before: Iterate | None = None
+) -> Iterate:
+    """The first iterate of an image (h, w, 3), or of several (b, h, w, 3), with its loss and gradient by `evaluate`.
 
     before: where smaller ones ended, from which Adam takes its moments.
     """
 
-    def one(image, before):
+    def one(image, value, gradient, before):
         at = begin(image, cfg)
+        at = dataclasses.replace(at, value=value, gradient=gradient, evaluations=at.evaluations + 1)
         if before is None or cfg.optimizer != "adam":
             return at
         # A pixel's derivative is the smaller the more pixels there are.
@@ -479,28 +517,8 @@ def start(image: jax.Array, cfg: Config, before: Iterate | None = None) -> Itera
         nu = ratio**2 * jax.image.resize(adam.nu, image.shape, "linear")
         return dataclasses.replace(at, opt_state=(adam._replace(mu=mu, nu=nu), *others))
 
-    return one(image, before) if image.ndim == 3 else jax.vmap(one)(image, before)
-
-
-@functools.partial(jax.jit, static_argnames=("network", "cfg", "mesh"))
-def evaluate(
-    network: Network, params: Params, targets: Targets, at: Iterate, cfg: Config, mesh: Mesh | None = None
-) -> tuple[Iterate, dict[str, jax.Array]]:
-    """The iterate with its loss and gradient, and the terms of the loss.
-
-    Of several images with as many targets, all have a leading axis. mesh: devices among which they are dealt out, on an
-    axis "pictures".
-    """
-
-    def one(targets, at):
-        def objective(x):
-            terms = loss_terms(network, params, to_image(at.base, x, cfg, targets.canvas), targets, cfg)
-            return LOSS_SCALE * functools.reduce(jnp.add, terms.values()), terms
-
-        (value, terms), gradient = jax.value_and_grad(objective, has_aux=True)(at.x)
-        return dataclasses.replace(at, value=value, gradient=gradient, evaluations=at.evaluations + 1), terms
-
-    return one(targets, at) if at.value.ndim == 0 else _by_pictures(jax.vmap(one), mesh)(targets, at)
+    arguments = (image, value, gradient, before)
+    return one(*arguments) if image.ndim == 3 else jax.vmap(one)(*arguments)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "cfg", "mesh", "rows"), donate_argnames="at")
@@ -711,7 +729,9 @@ def _stylize(
         targets = jax.tree.map(stack, *targets)
         # Moments of an array that is larger than its image lie elsewhere in it.
         before = at if cfg.optimizer == "adam" and canvas.padded is None else None
-        at, terms = evaluate(network, params, targets, start(stack(*begins), cfg, before), cfg, pictures)
+        first = stack(*begins)
+        value, gradient, terms = evaluate(network, params, targets, first, cfg, pictures)
+        at = start(first, value, gradient, cfg, before)
         pace = 4  # evaluations in a dispatch, so many that it takes about a second
         while (done := int(at.evaluations.min())) < cfg.steps and int(at.stuck.min()) < 2:
             then = time.perf_counter()
@@ -722,7 +742,7 @@ def _stylize(
             image = picture_of(at, cfg, canvas)
             last = now >= cfg.steps or int(at.stuck.min()) >= 2
             if last:
-                terms = evaluate(network, params, targets, start(image, cfg, before), cfg, pictures)[1]
+                terms = evaluate(network, params, targets, image, cfg, pictures)[2]
             if callback is not None:
                 share = (work[i] + (work[i + 1] - work[i]) * (1 if last else now / cfg.steps)) / work[-1]
                 callback(_progress(shape, share, at, evaluations, values, terms, canvas.crop(image)))

@@ -1,90 +1,194 @@
 """How much memory the optimisation of an image takes, before it is begun, and what to do where there is too little.
 
-An estimate, within about a third of what XLA reports for the compiled program on a CPU: most of it are features, kept
-for the gradient, and the images that L-BFGS remembers.
+An estimate: most of it are features, kept for the gradient, and the images that L-BFGS remembers. It is made to lie
+above what XLA reports for its programs on CPUs, where it was measured (tests/test_memory.py), mostly by a tenth to a
+half; the programs for other devices may need other numbers of copies.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ganstyle_jax.style import gatys
+from ganstyle_jax.tiles import Canvas
 from ganstyle_jax.vgg import VGG, Network
 
 TILES = (2048, 1024, 512, 256)  # pixels, tried in this order: large ones waste less on their halos
-COPIES = 2.5  # of all features in the middle of a gradient: features, what is being derived, and borders
-COPIES_REMAT = 1.3  # the same where they are computed again
-IMAGES = 14  # of the image's size, that every optimizer needs with all losses
+FEW = 3  # pairs that L-BFGS can do with
+PIXEL = 12  # bytes of a pixel, three float32
 
 
 class DoesNotFitError(Exception):
     """The image cannot be made with this memory, not even in tiles; the message says what would help."""
 
 
-def needed(network: Network, cfg: gatys.Config, shape: tuple[int, int], rows: int = 1) -> int:
-    """Bytes on each device for one image of (h, w) pixels, shared by rows among so many."""
-    canvas = gatys.canvas_of(shape, network, cfg)
-    window = [canvas.shape[0] / rows, canvas.shape[1]]
-    if canvas.tiled:
-        window = [min(side, part + 2 * canvas.halo) for side, part in zip(canvas.shape, canvas.tile, strict=True)]
-    # Features for each pixel, by those of a small image.
-    small = jax.ShapeDtypeStruct((1, 256, 256, 3), np.float32)
-    params = jax.eval_shape(network.init, jax.random.key(0))
-    names = network.names[: max(map(network.names.index, cfg.layers)) + 1]
-    names = [name for name in names if not name.startswith(("conv", "pool"))]
-    taps: dict[str, Any] = jax.eval_shape(lambda p, x: network.apply(p, x, names), params, small)
-    of_pixel = {name: x.size * x.dtype.itemsize / 256**2 for name, x in taps.items()}
-    copies = COPIES_REMAT if network.remat else COPIES
-    features = copies * sum(of_pixel.values()) * window[0] * window[1]
-    pixels = canvas.shape[0] / rows * canvas.shape[1]
-    remembered = 2 * cfg.memory if cfg.optimizer == "lbfgs" else 0
-    content = sum(of_pixel.get(layer, 0) for layer in cfg.content_layers) * pixels
-    weights = sum(x.size * 4 for x in jax.tree.leaves(params))
-    return round(features + content + 12 * pixels * (IMAGES + remembered) + weights)
+# ---------------------------------------------------------------------------------------------------------------------
+# What is needed
 
 
-def available(device: jax.Device) -> int:
-    """Bytes that are free on a device, or of the host's memory for CPUs."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+def needed(
+    network: Network,
+    cfg: gatys.Config,
+    shape: tuple[int, int],
+    rows: int = 1,
+    regions: int = 0,
+    together: bool = False,
+) -> int:
+    """Bytes on each device for one image of (h, w) pixels.
+
+    rows: devices that share the image. regions: how many content masks there are. together: whether it is one of
+    several in a program. Raises ValueError for an image that cannot be cut so.
+    """
+    mesh = Mesh(np.asarray(jax.devices()[:rows]), ("rows",)) if rows > 1 else None
+    canvas = gatys.canvas_of(shape, network, cfg, mesh)
+    image = PIXEL * canvas.shape[0] * canvas.shape[1]
+    of_pixel = features_of_pixel(network, cfg.layers)
+    lbfgs = cfg.optimizer == "lbfgs"
+
+    state = image * ((2 * cfg.memory + 6 if lbfgs else 8) + bool(cfg.averaging))  # Adam keeps that of the last size too
+    if rows > 1:  # the compiler leaves all of it on every device, and divides only some of what comes out
+        state *= 1.2
+    images = image / rows * ((18 if lbfgs else 5) + (8 if on_cpu() else 0))  # of gradients, and those on the host
+    content = image / PIXEL / rows * 2 * sum(of_pixel[layer] for layer in cfg.content_layers)
+    masks = image / PIXEL / rows * 6 * max(regions, int(canvas.tiled or rows > 1))
+    kernels = sum(x.size for x in jax.tree.leaves(_params(network)))
+    weights = kernels * (10 if network.dtype == "bfloat16" else 8)  # as they are, and as they are laid out anew
+
+    gradient = _gradient(network, cfg, of_pixel, canvas, regions, together) * _seen(canvas, rows)
+    # The styles' moments need no gradient, but their pictures may be larger; how wide they are is not known here.
+    side = max(1, round(max(shape) * cfg.style_scale))
+    style = 1.7 * sum(of_pixel.values()) * _seen(gatys.canvas_of((side, side), network, cfg, mesh), rows)
+    return round(state + images + content + masks + weights + max(gradient, style))
+
+
+def _gradient(
+    network: Network, cfg: gatys.Config, of_pixel: dict[str, float], canvas: Canvas, regions: int, together: bool
+) -> float:
+    """Bytes of a pixel at the worst moment of a gradient: features, what is being derived, and copies with borders."""
+    # The factors are measured: what XLA copies, and when, follows from no rule that one could write down here.
+    if isinstance(network, VGG):
+        copies = 2.9 + 0.6 * (network.padding != "zeros") + 3.5 * (network.ceil_mode and not canvas.tiled)
+    else:
+        copies = 9.5  # gradients of strided convolutions, of windows that overlap, and of joined channels
+    if together and cfg.optimizer == "lbfgs":
+        copies *= 2.2  # what only one of the pictures needs in its line search is computed for all
+    features = sum(of_pixel.values())
+    if network.remat and not on_cpu():  # which on CPUs changes nothing: the compiler finds out that it is all the same
+        blocks: dict[str, list[float]] = {}
+        for name, x in of_pixel.items():
+            blocks.setdefault(name.split("_")[0], []).append(x)
+        features = max(map(sum, blocks.values())) + sum(block[-1] for block in blocks.values()) / copies
+    masked = max(of_pixel[layer] for layer in cfg.style_layers)
+    return copies * features + 2 * masked * max(0, regions - (not canvas.tiled))
+
+
+def _seen(canvas: Canvas, rows: int) -> float:
+    """Pixels whose features a device holds at once."""
+    if not canvas.tiled:
+        return canvas.shape[0] * canvas.shape[1] / rows
+    sides = [min(side, part + 2 * canvas.halo) for side, part in zip(canvas.shape, canvas.tile, strict=True)]
+    return sides[0] * sides[1]
+
+
+@functools.lru_cache(maxsize=64)
+def features_of_pixel(network: Network, layers: tuple[str, ...]) -> dict[str, float]:
+    """Bytes of all features up to the last of these layers for each pixel of an image, by what is kept of them."""
+    side = 256  # of an image small enough and large enough to tell
+    names = network.names[: max(map(network.names.index, layers)) + 1]
+    names = [name for name in names if name in layers or not name.startswith(("conv", "pool"))]
+    image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    taps: Any = jax.eval_shape(lambda params, x: network.apply(params, x, names), _params(network), image)
+    # CPUs compute in float32, and so keep both where features are to have fewer bits.
+    return {name: x.size * (4 if on_cpu() else x.dtype.itemsize) / side**2 for name, x in taps.items()}
+
+
+def _params(network: Network) -> Any:
+    return jax.eval_shape(network.init, jax.random.key(0))
+
+
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What there is
+
+
+def available(devices: Sequence[Any]) -> int:
+    """Bytes that are free on each of these devices; CPUs share the host's."""
+    if devices[0].platform == "cpu":
+        return free_on_host() // len(devices)
+    stats = [device.memory_stats() or {} for device in devices]
+    return min(of["bytes_limit"] - of.get("bytes_in_use", 0) if "bytes_limit" in of else free_on_host() for of in stats)
+
+
+def free_on_host() -> int:
+    """Bytes."""
     import psutil
 
     return psutil.virtual_memory().available
 
 
-def fit(
-    network: Network, cfg: gatys.Config, shape: tuple[int, int], limit: int, rows: int = 1
-) -> tuple[gatys.Config, int]:
-    """The configuration, in tiles if it must be, and how many such images fit into `limit` bytes at once.
+# ---------------------------------------------------------------------------------------------------------------------
+# What to do
 
-    Raises DoesNotFitError.
+
+def fit(
+    network: Network, cfg: gatys.Config, shape: tuple[int, int], limit: int, rows: int = 1, regions: int = 0
+) -> tuple[gatys.Config, int]:
+    """The configuration, in tiles if it must be, and how many such images fit into `limit` bytes of a device at once.
+
+    Raises DoesNotFitError, and ValueError for an image that cannot be cut as it is asked for.
     """
-    tried = [cfg]
-    if not cfg.tile and rows == 1 and isinstance(network, VGG):
-        tried += [dataclasses.replace(cfg, tile=tile) for tile in TILES if tile < max(shape)]
-    for attempt in tried:
-        if (need := needed(network, attempt, shape, rows)) <= limit:
-            return attempt, limit // need
-    advice = []
-    adam = dataclasses.replace(tried[-1], optimizer="adam")
+
+    def need(cfg: gatys.Config, shape: tuple[int, int] = shape, rows: int = rows, together: bool = False) -> int:
+        return needed(network, cfg, shape, rows, regions, together)
+
+    def fitting(cfg: gatys.Config, shape: tuple[int, int] = shape) -> gatys.Config | None:
+        return next((one for one in _ways(network, cfg, shape, rows) if need(one, shape) <= limit), None)
+
+    if found := fitting(cfg):
+        return found, max(1, limit // need(found, together=True))
+
+    last = _ways(network, cfg, shape, rows)[-1]
+    options = []
+    if cfg.tile > TILES[-1]:
+        options.append((f"--tile {TILES[-1]}", need(dataclasses.replace(cfg, tile=TILES[-1]))))
     if cfg.optimizer == "lbfgs":
-        short = dataclasses.replace(tried[-1], memory=3)
-        for option, other in (("--memory 3", short), ("--optimizer adam", adam)):
-            advice.append(f"{option} would need {_gigabytes(needed(network, other, shape, rows))}")
-    size = max(shape)
-    while size > 64 and needed(network, adam, gatys.fitted_shape(shape, size), rows) > limit:
-        size = size * 3 // 4
-    advice.append(f"--size {size} with --optimizer adam would fit")
-    if rows == 1 and len(jax.devices()) > 1:
-        advice.append("--parallel rows shares it among devices")
+        options.append((f"--memory {FEW}", need(dataclasses.replace(last, memory=min(FEW, cfg.memory)))))
+        options.append(("--optimizer adam", need(dataclasses.replace(last, optimizer="adam"))))
+    if len(jax.devices()) > 1 and rows == 1 and not cfg.tile and isinstance(network, VGG):
+        options.append(("--parallel rows", need(cfg, rows=len(jax.devices()))))
+    advice = [f"{option} needs {gigabytes(n)}" for option, n in options if n <= limit]
+    if size := _largest(max(shape), lambda size: fitting(cfg, gatys.fitted_shape(shape, size)) is not None):
+        advice.append(f"--size {size} fits")
     raise DoesNotFitError(
-        f"{shape[1]} x {shape[0]} pixels need about {_gigabytes(need)} of memory{' in tiles' if tried[-1].tile else ''} "
-        f"and {_gigabytes(limit)} are free: {'; '.join(advice)}"
+        f"{shape[1]} x {shape[0]} pixels need about {gigabytes(need(last))} of memory"
+        f"{f' in tiles of {last.tile}' if last.tile else ''}, and {gigabytes(limit)} are free: "
+        f"{'; '.join(advice) or 'even a small picture does not fit'}"
     )
 
 
-def _gigabytes(n: int) -> str:
+def _ways(network: Network, cfg: gatys.Config, shape: tuple[int, int], rows: int) -> list[gatys.Config]:
+    """As asked for and, where that is in one piece, in tiles, from the fastest to what needs the least memory."""
+    if cfg.tile or rows > 1 or not isinstance(network, VGG):
+        return [cfg]
+    return [cfg] + [dataclasses.replace(cfg, tile=tile) for tile in TILES if tile < max(shape)]
+
+
+def _largest(below: int, fits: Callable[[int], bool]) -> int:
+    """The largest size below this one that fits, 0 if there is none."""
+    low = 0
+    while below - low > 1:
+        middle = (low + below) // 2
+        low, below = (middle, below) if fits(middle) else (low, middle)
+    return low
+
+
+def gigabytes(n: int) -> str:
     return f"{n / 1e9:.3g} GB"
