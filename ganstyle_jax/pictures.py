@@ -280,11 +280,11 @@ def write_picture(path: Path | str, image: Any) -> None:
 def check_destination(path: Path | str, suffixes: tuple[str, ...]) -> None:
     """Raises UserError unless the suffix is one of these and the folder takes files; of use before long work."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
     if path.suffix.lower() not in suffixes:
         accepted = " or ".join([", ".join(suffixes[:-1]), suffixes[-1]])
         raise UserError(f"{path} ends in {path.suffix or 'no suffix'}, and its format follows from it: use {accepted}")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written, since there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

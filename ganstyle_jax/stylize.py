@@ -82,9 +82,8 @@ def run(content: Path, styles: tuple[Path, ...], cfg: gatys.Config, settings: Se
     orders = plan(content, styles, cfg, settings)
     network, params = load_network(cfg, settings)
     devices = jax.devices() if settings.parallel != "none" else jax.devices()[:1]
-    # So that a picture is read once where there is one order, and once for those that are made together.
-    read = functools.lru_cache(maxsize=8)(read_picture)
-    groups = survey(orders, cfg, network, settings, read)
+    read = functools.cache(read_picture)  # what pictures that are made together share is read once for them
+    groups = survey(orders, cfg, network, settings, read if len(orders) == 1 else read_picture)
     ways = {shape: fit(network, cfg, shape, len(group), settings, devices) for shape, group in groups.items()}
     for shape, group in groups.items():
         fitted, count = ways[shape]
@@ -220,14 +219,16 @@ def survey(
     others = [*(style for order in orders for style in order.styles), settings.init_image]
     for path in dict.fromkeys(path for path in others if path is not None):
         read(path)
+    shapes: dict[Path, tuple[int, int]] = {}
+    for path in dict.fromkeys(order.content for order in orders):
+        shapes[path] = gatys.fitted_shape(read(path).shape, cfg.size)
+        try:
+            gatys.shapes_of(shapes[path], cfg, network)
+        except ValueError as error:
+            raise UserError(f"{path} at --size {cfg.size}: {error}") from error
     groups: dict[tuple[int, int], list[Order]] = {}
     for order in orders:
-        shape = gatys.fitted_shape(read(order.content).shape, cfg.size)
-        try:
-            gatys.shapes_of(shape, cfg, network)
-        except ValueError as error:
-            raise UserError(f"{order.content} at --size {cfg.size}: {error}") from error
-        groups.setdefault(shape, []).append(order)
+        groups.setdefault(shapes[order.content], []).append(order)
     return groups
 
 
@@ -331,7 +332,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         from tqdm import tqdm
 
-        self.bar = tqdm(total=100, unit="%", bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}")
+        self.bar = tqdm(total=100, unit="%", bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -412,13 +413,13 @@ class Journal:
         if not self.steps[i]:  # --steps 1: the one evaluation tells where to go, and there it ends
             return "no step"
         last, failed = self.steps[i][-1], sum(self.resets[i].values())
-        parts = ", ".join(f"{kind} {_total(last['terms'], kind):.4f}" for kind in ("content", "style", "tv"))
+        totals: dict[str, float] = {}
+        for name, value in last["terms"].items():
+            kind = name.split("/")[0]
+            totals[kind] = totals.get(kind, 0.0) + value
+        parts = ", ".join(f"{kind} {total:.4f}" for kind, total in totals.items())
         failures = f", line search failed {failed} times" if failed else ""
         return f"{parts} after {last['evaluations']} evaluations{failures}"
-
-
-def _total(terms: dict[str, float], kind: str) -> float:
-    return sum(value for name, value in terms.items() if name.startswith(kind))
 
 
 def _plain(value: Any) -> Any:

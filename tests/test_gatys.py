@@ -156,12 +156,21 @@ def test_style_masks_choose_what_the_style_is(params, scene):
 def test_loss_of_the_content_picture_itself(params, scene):
     content, style = scene
     terms = gatys.loss_terms(TINY, params, jnp.asarray(content), targets_of(params, *scene), CFG)
-    assert set(terms) == {"content/relu3_1", "style/relu1_1", "style/relu2_1", "style/relu3_1", "tv"}
+    assert set(terms) == {"content/relu3_1", "style/relu1_1", "style/relu2_1", "style/relu3_1", "tv", "range"}
     assert terms["content/relu3_1"] < 1e-10
     assert terms["style/relu1_1"] > 0
     swapped = gatys.loss_terms(TINY, params, jnp.asarray(style), targets_of(params, style, style), CFG)
     # Targets are compiled by themselves, which rounds in another order; these are squares of that.
     assert all(swapped[name] < 1e-10 for name in swapped if name != "tv")
+
+
+def test_colours_out_of_range_are_penalised(params, scene):
+    content, _ = scene
+    targets = targets_of(params, *scene)
+    assert gatys.loss_terms(TINY, params, jnp.asarray(content), targets, CFG)["range"] == 0
+    at = jnp.asarray(content).at[:20].set(1.5).at[20:30].set(-3.0)
+    expected = CFG.range_weight * (20 * 0.5**2 + 10 * 2.0**2) / 40
+    np.testing.assert_allclose(gatys.loss_terms(TINY, params, at, targets, CFG)["range"], expected, rtol=1e-5)
 
 
 def test_weights_of_the_loss(params, scene):

@@ -306,7 +306,9 @@ def torch_loss(network: dict, params: dict[str, dict[str, np.ndarray]], cfg: dic
                 error = self.relative_error(self.gram(taps[layer]), getattr(self, f"style_{layer}"))
                 total = total + cfg["style_weight"] * share * error
             down, across = image[:, :, 1:] - image[:, :, :-1], image[:, :, :, 1:] - image[:, :, :, :-1]
-            return total + cfg["tv_weight"] * (down.square().mean() + across.square().mean())
+            outside = (image.abs() - 1).clamp(min=0)
+            smooth = cfg["tv_weight"] * (down.square().mean() + across.square().mean())
+            return total + smooth + cfg["range_weight"] * outside.square().mean()
 
     return Loss()
 

@@ -58,7 +58,7 @@ def main(settings: Settings) -> None:
     names = iter(settings.pairs)
     for content_name, style_name in zip(names, names, strict=True):
         content, style = (read(settings.pictures / name, settings.size) for name in (content_name, style_name))
-        cfg = gatys.Config(size=settings.size)
+        cfg = gatys.Config(size=settings.size, range_weight=0.0)  # the paper's loss knows no range
         targets = gatys.make_targets(network, params, content, [style], cfg)
         most = max(settings.evaluations)
         curves = {"ours": ours(network, params, targets, content, cfg, most)}

@@ -11,6 +11,7 @@ Differs from the paper:
 - coarse to fine: a small image is optimised first, enlarged and optimised again, up to the full size, which carries
   large structures over and takes a fraction of the time (Gatys et al. 2017, arXiv:1611.07865, section 6);
 - starts from the content picture by default;
+- colours outside [-1, 1] are penalised: clipped only at the end, they would undo most of what the last evaluations gain;
 - L-BFGS has a line search with the strong Wolfe conditions, and variables of several scales (`spread`), so that a step
   moves whole areas as readily as single pixels: that takes fewer evaluations than the pixels themselves;
 - styles can be confined to regions by masks (Gatys et al. 2017, section 4) and compared as Gaussians instead of by Gram
@@ -48,6 +49,7 @@ class Config:
     content_weight: float = 0.05
     style_weight: float = 1.0
     tv_weight: float = 0.02  # of total variation, which smooths
+    range_weight: float = 10.0  # of colours outside [-1, 1], which would be lost when the picture is shown
     content_layers: tuple[str, ...] = ("relu4_1",)
     style_layers: tuple[str, ...] = STYLE_LAYERS
     style_layer_weights: tuple[float, ...] = (1.0,)  # one for each style layer, or one for all
@@ -66,7 +68,7 @@ class Config:
         for name in ("size", "steps", "memory", "smallest"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("content_weight", "style_weight", "tv_weight"):
+        for name in ("content_weight", "style_weight", "tv_weight", "range_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("style_scale", "learning_rate"):
@@ -195,6 +197,8 @@ def loss_terms(
             errors = jax.vmap(wasserstein_error)(found, targets.style[layer], targets.factors[layer])
         terms[f"style/{layer}"] = weight * jnp.sum(targets.share * errors)
     terms["tv"] = cfg.tv_weight * losses.total_variation(image, canvas.padded)
+    outside = jnp.maximum(jnp.abs(canvas.clear(image)) - 1, 0)
+    terms["range"] = cfg.range_weight * jnp.sum(outside**2) / (3 * canvas.extent[0] * canvas.extent[1])
     return terms
 
 

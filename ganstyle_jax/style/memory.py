@@ -47,11 +47,13 @@ def needed(
     mesh = Mesh(np.asarray(jax.devices()[:rows]), ("rows",)) if rows > 1 else None
     canvas = gatys.canvas_of(shape, network, cfg, mesh)
     image = PIXEL * canvas.shape[0] * canvas.shape[1]
-    of_pixel = features_of_pixel(network, cfg.layers)
+    # CPUs compute in float32, and so keep both where features are to have fewer bits.
+    width = 2 if network.dtype == "bfloat16" and not on_cpu() else 4
+    of_pixel = {name: width * count for name, count in features_of_pixel(network, cfg.layers).items()}
     lbfgs = cfg.optimizer == "lbfgs"
 
     state = image * ((2 * cfg.memory + 6 if lbfgs else 8) + bool(cfg.averaging))  # Adam keeps that of the last size too
-    if rows > 1:  # the compiler leaves all of it on every device, and divides only some of what comes out
+    if rows > 1:  # all of it is on every device before the first step, which returns it divided
         state *= 1.2
     images = image / rows * ((18 if lbfgs else 5) + (8 if on_cpu() else 0))  # of gradients, and those on the host
     content = image / PIXEL / rows * 2 * sum(of_pixel[layer] for layer in cfg.content_layers)
@@ -97,16 +99,16 @@ def _seen(canvas: Canvas, rows: int) -> float:
 
 @functools.lru_cache(maxsize=64)
 def features_of_pixel(network: Network, layers: tuple[str, ...]) -> dict[str, float]:
-    """Bytes of all features up to the last of these layers for each pixel of an image, by what is kept of them."""
+    """How many features there are for each pixel of an image, up to the last of these layers, in all that is kept."""
     side = 256  # of an image small enough and large enough to tell
     names = network.names[: max(map(network.names.index, layers)) + 1]
     names = [name for name in names if name in layers or not name.startswith(("conv", "pool"))]
     image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
     taps: Any = jax.eval_shape(lambda params, x: network.apply(params, x, names), _params(network), image)
-    # CPUs compute in float32, and so keep both where features are to have fewer bits.
-    return {name: x.size * (4 if on_cpu() else x.dtype.itemsize) / side**2 for name, x in taps.items()}
+    return {name: x.size / side**2 for name, x in taps.items()}
 
 
+@functools.lru_cache(maxsize=64)
 def _params(network: Network) -> Any:
     return jax.eval_shape(network.init, jax.random.key(0))
 
@@ -146,7 +148,7 @@ def fit(
     Raises DoesNotFitError, and ValueError for an image that cannot be cut as it is asked for.
     """
 
-    def need(cfg: gatys.Config, shape: tuple[int, int] = shape, rows: int = rows, together: bool = False) -> int:
+    def need(cfg: gatys.Config, shape: tuple[int, int] = shape, together: bool = False) -> int:
         return needed(network, cfg, shape, rows, regions, together)
 
     def fitting(cfg: gatys.Config, shape: tuple[int, int] = shape) -> gatys.Config | None:
@@ -155,18 +157,18 @@ def fit(
     if found := fitting(cfg):
         return found, max(1, limit // need(found, together=True))
 
-    last = _ways(network, cfg, shape, rows)[-1]
+    last, adam = _ways(network, cfg, shape, rows)[-1], dataclasses.replace(cfg, optimizer="adam")
     options = []
     if cfg.tile > TILES[-1]:
-        options.append((f"--tile {TILES[-1]}", need(dataclasses.replace(cfg, tile=TILES[-1]))))
+        options.append((f"--tile {TILES[-1]}", dataclasses.replace(cfg, tile=TILES[-1])))
     if cfg.optimizer == "lbfgs":
-        options.append((f"--memory {FEW}", need(dataclasses.replace(last, memory=min(FEW, cfg.memory)))))
-        options.append(("--optimizer adam", need(dataclasses.replace(last, optimizer="adam"))))
-    if len(jax.devices()) > 1 and rows == 1 and not cfg.tile and isinstance(network, VGG):
-        options.append(("--parallel rows", need(cfg, rows=len(jax.devices()))))
-    advice = [f"{option} needs {gigabytes(n)}" for option, n in options if n <= limit]
-    if size := _largest(max(shape), lambda size: fitting(cfg, gatys.fitted_shape(shape, size)) is not None):
-        advice.append(f"--size {size} fits")
+        options.append((f"--memory {FEW}", dataclasses.replace(last, memory=min(FEW, cfg.memory))))
+        options.append(("--optimizer adam", dataclasses.replace(last, optimizer="adam")))
+    advice = [f"{option} needs {gigabytes(need(other))}" for option, other in options if need(other) <= limit]
+    sizes = {"": cfg, " with --optimizer adam": adam} if adam != cfg and fitting(adam) is None else {"": cfg}
+    for option, other in sizes.items():
+        if size := _largest(lambda size, other=other: fitting(other, gatys.fitted_shape(shape, size)), max(shape)):
+            advice.append(f"--size {size}{option} fits")
     raise DoesNotFitError(
         f"{shape[1]} x {shape[0]} pixels need about {gigabytes(need(last))} of memory"
         f"{f' in tiles of {last.tile}' if last.tile else ''}, and {gigabytes(limit)} are free: "
@@ -181,7 +183,7 @@ def _ways(network: Network, cfg: gatys.Config, shape: tuple[int, int], rows: int
     return [cfg] + [dataclasses.replace(cfg, tile=tile) for tile in TILES if tile < max(shape)]
 
 
-def _largest(below: int, fits: Callable[[int], bool]) -> int:
+def _largest(fits: Callable[[int], Any], below: int) -> int:
     """The largest size below this one that fits, 0 if there is none."""
     low = 0
     while below - low > 1:
