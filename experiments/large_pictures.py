@@ -7,8 +7,8 @@ Expected: experiments/results/large_pictures.json. Loss and gradient are the sam
     tiles the peak grows only by the pictures themselves, and in rows each device's share falls with their number.
 Command: python experiments/large_pictures.py
 
-"process" is the peak of the resident memory of a process that makes the targets and evaluates once, "before" that of the
-same process before it evaluates.
+"process" is the peak of the resident memory of a process that makes the targets and evaluates once, "before" its peak
+until it evaluates.
 "temporary" is what XLA plans for a device, without arguments, from `compiled.memory_analysis()`.
 """
 

@@ -11,7 +11,7 @@ Differs from the paper:
 - coarse to fine: a small image is optimised first, enlarged and optimised again, up to the full size, which carries
   large structures over and takes a fraction of the time (Gatys et al. 2017, arXiv:1611.07865, section 6);
 - starts from the content picture by default;
-- colours outside [-1, 1] are penalised: clipped only at the end, they would undo most of what the last evaluations gain;
+- colours outside [-1, 1] are penalised, because to clip them at the end undoes more than the last evaluations gain;
 - L-BFGS has a line search with the strong Wolfe conditions, and variables of several scales (`spread`), so that a step
   moves whole areas as readily as single pixels: that takes fewer evaluations than the pixels themselves;
 - styles can be confined to regions by masks (Gatys et al. 2017, section 4) and compared as Gaussians instead of by Gram
