@@ -134,7 +134,7 @@ def test_sweep_asks_for_each_batch_and_dtype(monkeypatch, tmp_path, capsys):
         if one.dtype == "bfloat16":
             contestants["default"] = {"error": "no compiler"}
         common = {"image_size": one.image_size, "batch_size": one.batch_size, "dtype": one.dtype}
-        return common | {"versions": {}, "contestants": contestants, **bench.compare(speeds)}
+        return common | {"versions": {}, "contestants": contestants, **bench.machine.compare(speeds)}
 
     monkeypatch.setattr(bench, "measure", measure)
     bench.main(bench.Bench(sweep=True, json=tmp_path / "sweep.json"))
@@ -154,8 +154,8 @@ def test_a_bare_name_goes_into_the_results(monkeypatch, tmp_path):
 
 
 def test_the_best_of_pytorch_is_compared_with():
-    assert bench.compare({"ours": 3.0, "eager": 2.0, "default": 4.0}) == {"best_torch": "eager", "ratio": 1.5}
-    assert bench.compare({"ours": 3.0, "eager": 8.0, "default": 6.0}) == {"best_torch": "default", "ratio": 0.5}
+    assert bench.machine.compare({"ours": 3.0, "eager": 2.0, "default": 4.0}) == {"best_torch": "eager", "ratio": 1.5}
+    assert bench.machine.compare({"ours": 3.0, "eager": 8.0, "default": 6.0}) == {"best_torch": "default", "ratio": 0.5}
 
 
 def test_only_float32_without_tf32_is_exact():

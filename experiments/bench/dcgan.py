@@ -52,7 +52,6 @@ TOLERANCES = {"images": 1e-4, "logits": 1e-4, "loss/disc": 2e-4, "loss/gen": 2e-
 # bfloat16 has 8 bits of precision, TF32 11, and errors add up over the layers: this finds other mathematics, no more.
 ROUGH_TOLERANCES = {"images": 5e-2, "logits": 5e-2, "loss/disc": 5e-2, "loss/gen": 5e-2, "update": 0.5}
 SWEEP = [(batch, dtype) for batch in (128, 1024) for dtype in ("float32", "bfloat16")]
-OURS = "ours"
 SEED = 0
 
 
@@ -118,7 +117,7 @@ def serve(mode: str, bench: Bench) -> None:
         replies.flush()
 
     try:
-        about, commands = jax_worker(bench) if mode == OURS else torch_worker(mode, bench)
+        about, commands = jax_worker(bench) if mode == machine.OURS else torch_worker(mode, bench)
         reply(about)
         for line in sys.stdin:
             command = json.loads(line)
@@ -209,7 +208,7 @@ def jax_worker(bench: Bench) -> tuple[dict, dict[str, Callable[..., dict]]]:
         inputs |= {f"gen/{k}": v for k, v in gen.items()} | {f"disc/{k}": v for k, v in disc.items()}
         np.savez(Path(folder, "inputs.npz"), **inputs)
         arrays: dict[str, Any] = jax.device_get(outputs)
-        np.savez(Path(folder, f"{OURS}.npz"), **arrays)
+        np.savez(Path(folder, f"{machine.OURS}.npz"), **arrays)
         return {name: float(metrics[name]) for name in ("loss/disc", "loss/gen")}
 
     about = {
@@ -337,7 +336,7 @@ class Worker:
 
     def __init__(self, mode: str, bench: Bench):
         self.mode = mode
-        self.python = bench.jax_python if mode == OURS else bench.torch_python
+        self.python = bench.jax_python if mode == machine.OURS else bench.torch_python
         settings = json.dumps(dataclasses.asdict(bench), default=str)
         paths = [str(machine.ROOT), str(machine.ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
@@ -365,14 +364,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()  # which ends it, and the compiler processes of torch.compile with it
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        machine.end(self.process)
 
     def __call__(self, do: str, **arguments: Any) -> dict:
         assert self.process.stdin is not None
@@ -453,27 +445,27 @@ def measure(bench: Bench) -> dict:
         parity: dict[str, dict] = {}
 
         def start(mode: str) -> None:
-            say(f"{mode}: starting and compiling")
+            machine.say(f"{mode}: starting and compiling")
             worker = stack.enter_context(Worker(mode, bench))
             seconds = worker("warm_up")["compile_seconds"]
             versions[mode] = worker.about.pop("versions")
             contestants[mode] = worker.about | {"compile_seconds": round(seconds, 3)}
             workers[mode] = worker
 
-        start(OURS)
+        start(machine.OURS)
         start("eager")
-        parity["float32, eager"] = check_parity(workers[OURS], workers["eager"], exact=True)
+        parity["float32, eager"] = check_parity(workers[machine.OURS], workers["eager"], exact=True)
         if not bench.exact:
-            parity["as timed, eager"] = check_parity(workers[OURS], workers["eager"], exact=False)
+            parity["as timed, eager"] = check_parity(workers[machine.OURS], workers["eager"], exact=False)
         for mode in bench.torch_modes[1:]:
             try:  # a compiler may be missing; a network that compiles must then be the right one
                 start(mode)
             except UserError as error:
-                say(f"{mode} is left out: {error}")
+                machine.say(f"{mode} is left out: {error}")
                 contestants[mode] = {"error": str(error)}
                 continue
-            parity[f"as timed, {mode}"] = check_parity(workers[OURS], workers[mode], exact=bench.exact)
-        say("parity: " + describe_errors(parity))
+            parity[f"as timed, {mode}"] = check_parity(workers[machine.OURS], workers[mode], exact=bench.exact)
+        machine.say("parity: " + describe_errors(parity))
 
         rounds: dict[str, list[float]] = {mode: [] for mode in workers}
         for i in range(bench.rounds):
@@ -481,7 +473,7 @@ def measure(bench: Bench) -> dict:
                 seconds = worker("run", steps=bench.steps_per_round)["seconds"]
                 rounds[mode].append(seconds / bench.steps_per_round)
             last = ", ".join(f"{mode} {1e3 * seconds[-1]:.4g} ms" for mode, seconds in rounds.items())
-            say(f"round {i + 1} of {bench.rounds}: {last}")
+            machine.say(f"round {i + 1} of {bench.rounds}: {last}")
 
     for mode, seconds in rounds.items():
         contestants[mode] |= summary(seconds, bench.batch_size)
@@ -491,10 +483,10 @@ def measure(bench: Bench) -> dict:
         "batch_size": bench.batch_size,
         "dtype": bench.dtype,
         "steps_per_round": bench.steps_per_round,
-        "versions": {"jax": versions[OURS], "torch": versions["eager"]},
+        "versions": {"jax": versions[machine.OURS], "torch": versions["eager"]},
         "parity": parity,
         "contestants": contestants,
-        **compare({mode: median(seconds) for mode, seconds in rounds.items()}),
+        **machine.compare({mode: median(seconds) for mode, seconds in rounds.items()}),
     }
 
 
@@ -510,12 +502,6 @@ def summary(seconds_per_step: list[float], batch_size: int) -> dict:
     }
 
 
-def compare(medians: dict[str, float]) -> dict:
-    """The fastest contestant of PyTorch, and our time as a multiple of its time."""
-    best = min((mode for mode in medians if mode != OURS), key=medians.__getitem__)
-    return {"best_torch": best, "ratio": medians[OURS] / medians[best]}
-
-
 def describe_errors(parity: dict[str, dict]) -> str:
     return "; ".join(
         f"{what}: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
@@ -526,7 +512,7 @@ def describe_errors(parity: dict[str, dict]) -> str:
 def table(results: list[dict], unit: Literal["ms/step", "images/s"]) -> str:
     """Markdown, a row for each result; median, with the range of the rounds for times."""
     modes = list(results[0]["contestants"])
-    names = {OURS: "ganstyle_jax", "eager": "PyTorch eager", "default": "PyTorch compiled"}
+    names = {machine.OURS: "ganstyle_jax", "eager": "PyTorch eager", "default": "PyTorch compiled"}
     names = {mode: names.get(mode, f"PyTorch compiled, {mode}") for mode in modes}
     head = ["image", "batch", "dtype", *(f"{names[mode]}, {unit}" for mode in modes), "ours / best PyTorch (time)"]
 
@@ -547,10 +533,6 @@ def table(results: list[dict], unit: Literal["ms/step", "images/s"]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(bench: Bench) -> None:
     for python in (bench.jax_python, bench.torch_python):  # before minutes are spent on compiling
         if shutil.which(python) is None:
@@ -559,7 +541,7 @@ def main(bench: Bench) -> None:
     runs = [dataclasses.replace(bench, batch_size=b, dtype=d) for b, d in SWEEP] if bench.sweep else [bench]
     results = []
     for i, one in enumerate(runs):
-        say(
+        machine.say(
             f"{i + 1} of {len(runs)}: {one.image_size} pixels, width {one.width}, batch {one.batch_size}, {one.dtype}, "
             f"on the {one.device}; {one.rounds} rounds of {one.steps_per_round} steps"
         )
@@ -573,7 +555,7 @@ def main(bench: Bench) -> None:
     }
     print(table(results, "images/s" if bench.sweep else "ms/step"))
     if bench.json is not None:
-        say(f"record: {machine.write_record(bench.json, record)}")
+        machine.say(f"record: {machine.write_record(bench.json, record)}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,6 @@ from ganstyle_jax.files import UserError
 
 Result = tuple[float, np.ndarray]  # loss, gradient (h, w, 3)
 
-OURS = "ours"
 RANDOM = "vgg19-random"
 # Of loss and gradient, relative. bfloat16 has 8 bits of precision, TF32 11: the last finds other mathematics, no more.
 TOLERANCES = {
@@ -424,14 +423,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()  # which ends it, and the compiler processes of torch.compile with it
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        machine.end(self.process)
 
     def load(self, pictures: dict[str, np.ndarray]) -> None:
         self._ask("load", pictures)
@@ -533,7 +525,7 @@ def check_exactly(bench: Bench, ours: Side, theirs: Side) -> dict[str, float]:
     first = bench.torch_names[0]
     for side in (ours, theirs):
         side.load(make_pictures(EXACT_SIZE))
-    results = ours.evaluate(OURS, "float64"), theirs.evaluate(first, "float64")
+    results = ours.evaluate(machine.OURS, "float64"), theirs.evaluate(first, "float64")
     return parity_errors(*results, TOLERANCES["float64"], f"float64, {first}")
 
 
@@ -541,23 +533,23 @@ def measure(bench: Bench, size: int, ours: Side, theirs: Side) -> dict:
     """Parity as timed, then rounds: what a record says of one network at one size."""
     for side in (ours, theirs):
         side.load(make_pictures(size))
-    sides: dict[str, Side] = {OURS: ours}
+    sides: dict[str, Side] = {machine.OURS: ours}
     contestants: dict[str, dict] = {}
     results: dict[str, Result] = {}
-    for name in (OURS, *bench.torch_names):
-        side = ours if name == OURS else theirs
+    for name in (machine.OURS, *bench.torch_names):
+        side = ours if name == machine.OURS else theirs
         try:
             contestants[name] = {"compile_seconds": round(side.run(name, 1), 3)}
         except UserError as error:
-            if name == OURS or name.startswith("eager"):
+            if name == machine.OURS or name.startswith("eager"):
                 raise
-            say(f"{name} is left out: {error}")  # a compiler may be missing
+            machine.say(f"{name} is left out: {error}")  # a compiler may be missing
             contestants[name] = {"error": str(error)}
             continue
         sides[name], results[name] = side, side.evaluate(name, bench.dtype)
-    mine = results.pop(OURS)
+    mine = results.pop(machine.OURS)
     parity = {name: parity_errors(mine, result, bench.tolerances, name) for name, result in results.items()}
-    say("parity: " + "; ".join(f"{name} {describe_errors(errors)}" for name, errors in parity.items()))
+    machine.say("parity: " + "; ".join(f"{name} {describe_errors(errors)}" for name, errors in parity.items()))
 
     for name, side in sides.items():
         side.run(name, {"cpu": 0, "gpu": 5}[bench.device])  # CUDA graphs are recorded in the third evaluation
@@ -568,7 +560,7 @@ def measure(bench: Bench, size: int, ours: Side, theirs: Side) -> dict:
         for name, side in sides.items():
             rounds[name].append(side.run(name, count) / count)
         last = ", ".join(f"{name} {1e3 * seconds[-1]:.4g} ms" for name, seconds in rounds.items())
-        say(f"round {i + 1} of {bench.rounds}: {last}")
+        machine.say(f"round {i + 1} of {bench.rounds}: {last}")
     for name, seconds in rounds.items():
         contestants[name] |= summary(seconds)
     return {
@@ -577,7 +569,7 @@ def measure(bench: Bench, size: int, ours: Side, theirs: Side) -> dict:
         "evaluations_per_round": count,
         "parity": parity,
         "contestants": contestants,
-        **compare({name: contestants[name]["median"] for name in rounds}),
+        **machine.compare({name: contestants[name]["median"] for name in rounds}),
     }
 
 
@@ -585,12 +577,6 @@ def summary(seconds: list[float]) -> dict:
     """Median and spread of the rounds' seconds per evaluation."""
     low, middle, high = (float(x) for x in np.percentile(seconds, [25, 50, 75]))
     return {"seconds": seconds, "median": middle, "quartiles": [low, high], "evaluations_per_second": 1 / middle}
-
-
-def compare(medians: dict[str, float]) -> dict:
-    """The fastest contestant of PyTorch, and our time as a multiple of its time."""
-    best = min((name for name in medians if name != OURS), key=medians.__getitem__)
-    return {"best_torch": best, "ratio": medians[OURS] / medians[best]}
 
 
 def describe_errors(errors: dict[str, float]) -> str:
@@ -613,7 +599,7 @@ def whole_run(bench: Bench, network, params) -> dict:
         start = time.perf_counter()
         results[name] = gatys.stylize(jax.random.key(SEED), content, [style], settings, network, params)
         seconds[name] = time.perf_counter() - start
-        say(f"whole run, {name}: {seconds[name]:.4g} s")
+        machine.say(f"whole run, {name}: {seconds[name]:.4g} s")
     # Both results are looked at in the same way, in float32.
     content, style = (images.resize(x, gatys.fitted_shape(x.shape, cfg.size)) for x in (content, style))
     evaluate = make_evaluation(dataclasses.replace(network, dtype="float32"), params, content, style, cfg)
@@ -642,14 +628,10 @@ def table(results: list[dict]) -> str:
             return f"{1e3 * of[name]['median']:.4g} ({1e3 * low:.4g} to {1e3 * high:.4g})"
 
         best = result["best_torch"]
-        speed = f"{result['contestants'][OURS]['evaluations_per_second']:.3g}"
-        times = [cell(OURS), f"{cell(best)}, {best}", speed, f"{result['ratio']:.3f}"]
+        speed = f"{result['contestants'][machine.OURS]['evaluations_per_second']:.3g}"
+        times = [cell(machine.OURS), f"{cell(best)}, {best}", speed, f"{result['ratio']:.3f}"]
         rows.append([result["features"], str(result["size"]), result["dtype"], *times])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def load_network(features: str) -> tuple[Any, Any]:
@@ -702,9 +684,9 @@ def main(bench: Bench) -> dict:
             with Worker(bench.torch_python, bench.device, bench.dtype, bench.tf32, *plain) as theirs:
                 about["torch"] = theirs.about()
                 errors = record["exact_parity"][features] = check_exactly(bench, ours, theirs)
-                say(f"{features}, parity in float64: {describe_errors(errors)}")
+                machine.say(f"{features}, parity in float64: {describe_errors(errors)}")
                 for size in bench.sizes:
-                    say(f"{features}, {size} pixels, {bench.dtype}, on the {bench.device}")
+                    machine.say(f"{features}, {size} pixels, {bench.dtype}, on the {bench.device}")
                     record["results"].append({"features": features, **measure(bench, size, ours, theirs)})
         record["versions"] = {side: of.pop("versions") for side, of in about.items()}
         record["sides"] = about
@@ -719,7 +701,7 @@ def main(bench: Bench) -> dict:
             f"that size: {run['ratio']:.4f}"
         )
     if bench.json is not None:
-        say(f"record: {machine.write_record(bench.json, record)}")
+        machine.say(f"record: {machine.write_record(bench.json, record)}")
     return record
 
 

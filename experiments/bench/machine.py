@@ -4,6 +4,7 @@ Standard library alone, apart from `write_record`: the PyTorch worker imports th
 may have little else installed.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -103,3 +104,28 @@ def _output(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""
+
+
+OURS = "ours"
+
+
+def compare(medians: dict[str, float]) -> dict:
+    """The fastest contestant of PyTorch, and our time as a multiple of its time."""
+    best = min((name for name in medians if name != OURS), key=medians.__getitem__)
+    return {"best_torch": best, "ratio": medians[OURS] / medians[best]}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a worker process that reads its stdin until that is closed; by force where that takes more than 10 s."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()  # which ends the compiler processes of torch.compile with it
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

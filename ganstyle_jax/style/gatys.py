@@ -538,7 +538,7 @@ def advance(
 ) -> tuple[Iterate, jax.Array, jax.Array]:
     """Steps until at least `until` evaluations are done, `rows` steps at most, or nothing can be gained any more.
 
-    Of several images (see `evaluate`) all go on until the last is done. Also returns the evaluations done after each
+    Several images (see `evaluate`) are worked on until the last is done. Also returns the evaluations done after each
     step, 0 where there was none, and the loss, (rows,) or (b, rows) both.
     """
 
@@ -550,7 +550,18 @@ def advance(
         return at
 
     def many(targets, at, until):
-        many_or_one = one if at.value.ndim == 0 else jax.vmap(one)
+        def unless_done(pair):
+            targets, at = pair
+            return lax.cond((at.evaluations < until) & (at.stuck < 2), one, lambda targets, at: at, targets, at)
+
+        def many_or_one(targets, at):
+            if at.value.ndim == 0:
+                return one(targets, at)
+            if cfg.optimizer == "adam":
+                return jax.vmap(one)(targets, at)
+            # Pictures of one device in turn: side by side every branch of the line search is computed for all of them,
+            # which takes six times as long, and none could stop before the last.
+            return lax.map(unless_done, (targets, at))
 
         def more(carry):
             i, at, _, _ = carry
@@ -737,14 +748,14 @@ def _stylize(
         value, gradient, terms = evaluate(network, params, targets, first, cfg, pictures)
         at = start(first, value, gradient, cfg, before)
         pace = 4  # evaluations in a dispatch, so many that it takes about a second
-        while (done := int(at.evaluations.min())) < cfg.steps and int(at.stuck.min()) < 2:
+        while (done := _done(at, cfg)) < cfg.steps:
             then = time.perf_counter()
             until = np.int32(min(done + pace, cfg.steps))
             at, evaluations, values = advance(network, params, targets, at, until, cfg, pictures)
-            now = int(at.evaluations.min())
+            now = _done(at, cfg)
             pace = max(1, min(64, int((now - done) / (time.perf_counter() - then))))
             image = picture_of(at, cfg, canvas)
-            last = now >= cfg.steps or int(at.stuck.min()) >= 2
+            last = now >= cfg.steps
             if last:
                 terms = evaluate(network, params, targets, image, cfg, pictures)[2]
             if callback is not None:
@@ -752,6 +763,11 @@ def _stylize(
                 callback(_progress(shape, share, at, evaluations, values, terms, canvas.crop(image)))
         result = list(canvas.crop(picture_of(at, cfg, canvas)).reshape(-1, *shape, 3))
     return [np.clip(image, -1, 1) for image in result]
+
+
+def _done(at: Iterate, cfg: Config) -> int:
+    """Evaluations of the picture that has the fewest; what can gain nothing more counts as finished."""
+    return int(jnp.where(at.stuck < 2, at.evaluations, cfg.steps).min())
 
 
 def _progress(

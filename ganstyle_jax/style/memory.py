@@ -78,7 +78,7 @@ def _gradient(
     else:
         copies = 9.5  # gradients of strided convolutions, of windows that overlap, and of joined channels
     if together and cfg.optimizer == "lbfgs":
-        copies *= 2.2  # what only one of the pictures needs in its line search is computed for all
+        copies *= 2.2  # generous: measured with line searches side by side, and now they come in turn
     features = sum(of_pixel.values())
     if network.remat and not on_cpu():  # which on CPUs changes nothing: the compiler finds out that it is all the same
         blocks: dict[str, list[float]] = {}
