@@ -312,7 +312,7 @@ def published(tmp_path, monkeypatch):
 
 def test_load(tmp_path, published, home, monkeypatch):
     assert "run `ganstyle weights fetch small`" in refusal("small", weights.load)
-    assert "there are no weights huge: give a file or one of small" in refusal("huge", weights.load)
+    assert "there are no weights huge: give a file or one of compact, small" in refusal("huge", weights.load)
     assert_holds(weights.load(published), SMALL, arrays_of(SMALL))
     assert weights.import_file(published) == home / "small.safetensors"  # by its sum
     assert_holds(weights.load("small"), SMALL, arrays_of(SMALL))
