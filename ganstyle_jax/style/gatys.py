@@ -258,8 +258,9 @@ def make_targets(
     factors = {}
     if cfg.style_loss == "wasserstein":
         factors = {layer: jax.vmap(losses.factor)(covariance(x)) for layer, x in style.items()}
-    regions, areas = masks_of(network, canvas, cfg, masks)
-    inside = {layer: x for layer, x in masks_of(network, canvas, cfg)[0].items() if layer in cfg.content_layers}
+    everywhere = masks_of(network, canvas, cfg)
+    regions, areas = everywhere if masks is None else masks_of(network, canvas, cfg, masks)
+    inside = {layer: everywhere[0][layer] for layer in cfg.content_layers}
     features = content_features(network, params, canvas.put(content), inside, cfg, canvas)
     whole = not canvas.tiled and canvas.padded is None
     return Targets(
@@ -568,9 +569,10 @@ def advance(
             return (i < rows) & jnp.any((at.evaluations < until) & (at.stuck < 2))
 
         def step(carry):
-            i, at, evaluations, values = carry
-            at = many_or_one(targets, at)
-            return i + 1, at, evaluations.at[..., i].set(at.evaluations), values.at[..., i].set(at.value / LOSS_SCALE)
+            i, before, evaluations, values = carry
+            at = many_or_one(targets, before)
+            done = jnp.where(at.evaluations > before.evaluations, at.evaluations, 0)  # some may wait for the others
+            return i + 1, at, evaluations.at[..., i].set(done), values.at[..., i].set(at.value / LOSS_SCALE)
 
         empty = jnp.zeros((*at.value.shape, rows), jnp.int32), jnp.zeros((*at.value.shape, rows), at.value.dtype)
         return lax.while_loop(more, step, (0, at, *empty))[1:]
