@@ -12,6 +12,7 @@ from statistics import median
 
 import numpy as np
 import pytest
+from scripts import load_script
 
 from ganstyle_jax.files import UserError
 
@@ -21,20 +22,7 @@ REQUIRED = os.environ.get("GANSTYLE_REQUIRE_DATA") == "1"
 TINY = ["--image-size", "16", "--width", "4", "--batch-size", "4", "--rounds", "2", "--steps", "2"]
 
 
-def load_script():
-    sys.path.insert(0, str(SCRIPT.parent))  # where it finds machine.py, as when it is run
-    try:
-        spec = importlib.util.spec_from_file_location("bench_dcgan", SCRIPT)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench_dcgan"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-    return module
-
-
-bench = load_script()
+bench = load_script("bench/dcgan")
 
 
 @pytest.fixture(scope="module")

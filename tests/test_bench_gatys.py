@@ -1,7 +1,6 @@
 """The benchmark of style transfer at a tiny size, and that it refuses to time two sides that do not agree."""
 
 import dataclasses
-import importlib.util
 import inspect
 import json
 import runpy
@@ -13,6 +12,7 @@ from statistics import median
 import jax
 import numpy as np
 import pytest
+from scripts import load_script
 
 from ganstyle_jax import images, vgg, weights
 from ganstyle_jax.files import UserError
@@ -28,21 +28,7 @@ CONTESTANTS = ["eager, contiguous", "eager, channels_last"]
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-def load_script():
-    before = list(sys.path)
-    sys.path.insert(0, str(SCRIPT.parent))  # where it finds machine.py, as when it is run
-    try:
-        spec = importlib.util.spec_from_file_location("bench_gatys", SCRIPT)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench_gatys"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = before
-    return module
-
-
-bench = load_script()
+bench = load_script("bench/gatys")
 
 
 def random_params(network: vgg.VGG) -> dict:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import runpy
@@ -10,12 +9,12 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 
 import ganstyle_jax
 from ganstyle_jax import convert, images, vgg, weights
@@ -28,23 +27,6 @@ TINY = ["--image-size=16", "--width=4", "--latent-dim=8", "--batch-size=4", "--s
 GREY = dcgan.Config(image_size=32, width=4, latent_dim=100)
 
 pytestmark = pytest.mark.usefixtures("home")
-
-
-def load_script(name: str) -> ModuleType:
-    """experiments/<name>.py as a module, with the neighbours that it imports."""
-    path = EXPERIMENTS / f"{name}.py"
-    module_name = f"experiments_{name.replace('/', '_')}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their module up
-    before = list(sys.path)
-    sys.path.insert(0, str(path.parent))  # as when it is run
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = before
-    return module
 
 
 @pytest.fixture(scope="module")

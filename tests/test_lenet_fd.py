@@ -1,6 +1,5 @@
 """The Fréchet distance in closed form, and the LeNet against PyTorch and the test set's labels."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import load_script
 
 from ganstyle_jax.files import UserError
 
@@ -20,16 +20,7 @@ SCRIPT = ROOT / "experiments" / "lenet_fd.py"
 REQUIRED = os.environ.get("GANSTYLE_REQUIRE_DATA") == "1"
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("lenet_fd", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lenet_fd"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-lenet_fd = load_script()
+lenet_fd = load_script("lenet_fd")
 
 
 @pytest.fixture(scope="session")
