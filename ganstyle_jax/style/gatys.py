@@ -174,6 +174,7 @@ def sums_by_tiles(
     return tiles.sum_over(of_tile, image, (params, targets), targets.canvas)
 
 
+@functools.partial(jax.jit, static_argnames=("network", "cfg"))
 def loss_terms(
     network: Network, params: Params, image: jax.Array, targets: Targets, cfg: Config
 ) -> dict[str, jax.Array]:
