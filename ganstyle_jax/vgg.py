@@ -105,6 +105,7 @@ class VGG:
     ) -> dict[str, jax.Array]:
         """Images (b, h, w, 3) in [-1, 1] to the features (b, h', w', c) of each tap, and no further than the last.
 
+        params: weights as they are, or from `prepare`.
         extent: the image's rows and columns, at least `smallest_side`, where the array has others; they may be traced.
         In a larger array the image is what comes first: of the features, extent // `stride` rows and columns, rounded
         up in `ceil_mode`, are those of the image alone, those beyond mean nothing but are finite, and the gradient by
@@ -256,6 +257,26 @@ class SqueezeNet:
 Network = VGG | SqueezeNet
 
 
+def prepare(network: Network, params: Params) -> Params:
+    """The same weights as `apply` computes fastest with, for who uses them many times: the same features by other sums.
+
+    On CPUs the largest kernels are replaced by "winograd" (4, 4, in, out).
+    """
+    if not layers.on_cpu(network.platform) or network.dtype == "bfloat16":  # whose precision the maps would spend
+        return params
+    large = [name for name, layer in params.items() if layer["kernel"].ndim == 4 and _is_large(layer["kernel"])]
+    mapped = _winograd_kernels({name: params[name]["kernel"] for name in large})
+    return params | {name: {"winograd": mapped[name], "bias": params[name]["bias"]} for name in large}
+
+
+def _is_large(kernel: jax.Array) -> bool:
+    height, _, before, after = kernel.shape
+    return height == 3 and before * after >= 128 * 256  # 128 * 128 is no faster
+
+
+_winograd_kernels = jax.jit(lambda kernels: jax.tree.map(layers.winograd_kernel, kernels))
+
+
 def _check(taps: Iterable[str], names: list[str]) -> None:
     if unknown := [tap for tap in taps if tap not in names]:
         raise ValueError(f"the network has no layer {unknown[0]!r}; it has {', '.join(names)}")
@@ -275,11 +296,14 @@ def convolve(
     x: jax.Array, params: dict[str, jax.Array], padding: str, platform: str = "auto", extent: Extent | None = None
 ) -> jax.Array:
     """Convolution that keeps the size, with bias; 3x3 or, with zeros, any odd size. extent: of x, see `VGG.apply`."""
-    kernel, bias = params["kernel"].astype(x.dtype), params["bias"].astype(x.dtype)
+    if "winograd" in params:
+        conv = functools.partial(layers.winograd, kernel=params["winograd"].astype(x.dtype))
+    else:
+        conv = functools.partial(layers.conv, kernel=params["kernel"].astype(x.dtype), platform=platform)
+    bias = params["bias"].astype(x.dtype)
     if padding == "zeros":
-        return layers.conv(_blank(x, extent), kernel, platform) + bias
-    x = _pad(x, padding, ((1, 1), (1, 1)), extent)
-    return layers.conv(x, kernel, platform)[:, 1:-1, 1:-1] + bias
+        return conv(_blank(x, extent)) + bias
+    return conv(_pad(x, padding, ((1, 1), (1, 1)), extent))[:, 1:-1, 1:-1] + bias
 
 
 def pool(x: jax.Array, pooling: str, ceil_mode: bool = False, extent: Extent | None = None) -> jax.Array:

@@ -238,6 +238,9 @@ def test_whole_vgg_of_torchvision(torch, tmp_path, network, is_zip, platform):
     images = picture(33, 42)
     leaf, unit = to_torch(torch, images)
     expected = torch_vgg(torch, torchvision_input(torch, unit), in_blocks(state, shapes, network.channels))
+    if platform == "cpu":
+        params = vgg.prepare(network, params)
+        assert sum("winograd" in layer for layer in params.values()) == sum(map(len, network.channels[2:]))
     assert_parity(network, params, images, platform, leaf, expected)
 
 
@@ -518,6 +521,33 @@ def test_devices_that_share_the_rows(options):
     assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all", "reduce-scatter"))
 
 
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_prepared_weights_give_the_same_features(x64, padding):
+    network = VGG(((4,), (128, 256), (128,)), padding, "reflect", dtype="float64", platform="cpu")
+    params = network.init(jax.random.key(0))
+    prepared = vgg.prepare(network, params)
+    assert [name for name, layer in prepared.items() if "winograd" in layer] == ["conv2_2", "conv3_1"]
+    image = jnp.asarray(picture(13, 18), jnp.float64)
+
+    def loss(image, params, extent):
+        taps = network.apply(params, image, ("relu2_2", "conv3_1"), extent)
+        return sum(jnp.sum(jnp.sin(x)) for x in taps.values())
+
+    for extent in (None, (13, 16)):
+        found = jax.jit(jax.value_and_grad(loss), static_argnums=2)(image, prepared, extent)
+        close(found, jax.value_and_grad(loss)(image, params, extent), 1e-10)
+
+
+def test_prepared_only_where_it_helps():
+    wide = VGG(((128, 256),))
+    params = wide.init(jax.random.key(0))
+    for options in ({"platform": "xla"}, {"dtype": "bfloat16"}):
+        assert vgg.prepare(dataclasses.replace(wide, **options), params) is params
+    squeezenet = SqueezeNet()
+    params = squeezenet.init(jax.random.key(0))
+    assert vgg.prepare(squeezenet, params) == params
+
+
 def test_stride_and_reach():
     """What one value depends on, by experiment: with weights, biases and colours above 0 no ReLU cuts anything off."""
     network, place = dataclasses.replace(TINY, pooling="average"), 5
@@ -599,6 +629,9 @@ def test_convolution_to_the_second_derivative(x64, torch, shape):
     expected = torch_two_derivatives(torch, convolve, x, k)
     for platform in PLATFORMS:
         close(two_derivatives(functools.partial(layers.conv, platform=platform), x, k), expected, 1e-12)
+    if size == 3:
+        winograd = lambda x, k: layers.winograd(x, layers.winograd_kernel(k))  # noqa: E731
+        close(two_derivatives(winograd, x, k), expected, 1e-12)
 
 
 def test_convolution_inside_loops_and_vmap(x64):

@@ -147,8 +147,10 @@ def make_evaluation(network, params, content, style, cfg) -> Callable[[Any], Any
     """
     import jax
 
+    from ganstyle_jax import vgg
     from ganstyle_jax.style import gatys
 
+    params = vgg.prepare(network, params)
     targets = gatys.make_targets(network, params, content, [style], cfg)
 
     @jax.jit

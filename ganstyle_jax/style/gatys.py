@@ -33,7 +33,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from ganstyle_jax import images, losses, tiles
+from ganstyle_jax import images, losses, tiles, vgg
 from ganstyle_jax.tiles import Canvas
 from ganstyle_jax.vgg import VGG, Network, Params
 
@@ -728,6 +728,8 @@ def _stylize(
     pictures: Mesh | None = None,
 ) -> list[np.ndarray]:
     network.check(cfg.layers)
+    if rows is None:  # whose borders XLA exchanges for plain convolutions only without gathering all of them
+        params = vgg.prepare(network, params)
     shapes = shapes_of(jobs[0].content.shape, cfg, network)
     work = np.cumsum([0.0] + [float(np.prod(shape)) for shape in shapes])
     # One picture by itself has no axis for pictures: the compiler does better without.

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from ganstyle_jax.style import gatys
 from ganstyle_jax.tiles import Canvas
-from ganstyle_jax.vgg import VGG, Network
+from ganstyle_jax.vgg import VGG, Network, prepare
 
 TILES = (2048, 1024, 512, 256)  # pixels, tried in this order: large ones waste less on their halos
 FEW = 3  # pairs that L-BFGS can do with
@@ -110,7 +110,7 @@ def features_of_pixel(network: Network, layers: tuple[str, ...]) -> dict[str, fl
 
 @functools.lru_cache(maxsize=64)
 def _params(network: Network) -> Any:
-    return jax.eval_shape(network.init, jax.random.key(0))
+    return jax.eval_shape(lambda key: prepare(network, network.init(key)), jax.random.key(0))
 
 
 def on_cpu() -> bool:
