@@ -136,6 +136,9 @@ def errors_for_people() -> Iterator[None]:
         yield
     except UserError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        print("ganstyle: stopped. What was complete before is kept.", file=sys.stderr)
+        raise SystemExit(130) from None
     except BrokenPipeError:  # `ganstyle --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
@@ -203,17 +206,21 @@ def stylize(args: list[str]) -> None:
     from ganstyle_jax import stylize as program
     from ganstyle_jax.style import gatys
 
+    content_help = tyro.conf.arg(metavar="CONTENT", help="picture to be painted, or a folder of them")
+    styles_help = tyro.conf.arg(
+        metavar="STYLE [STYLE ...]", help="picture in whose manner, several to be blended, or one folder of them"
+    )
     command = dataclasses.make_dataclass(
         "Settings",
         [
-            ("content", tyro.conf.Positional[Path]),
-            ("styles", tyro.conf.Positional[tuple[Path, ...]]),
+            ("content", Annotated[tyro.conf.Positional[Path], content_help]),
+            ("styles", Annotated[tyro.conf.Positional[tuple[Path, ...]], styles_help]),
             ("settings", program.Settings, dataclasses.field(default=program.Settings())),
             ("config", gatys.Config, dataclasses.field(default=gatys.Config())),
         ],
         frozen=True,
     )
-    description = "Paint CONTENT, a picture or a folder of them, in the manner of the pictures STYLES."
+    description = "Paint CONTENT in the manner of the pictures STYLE."
     try:
         chosen: Any = tyro.cli(command, prog="ganstyle stylize", args=args, config=CONFIG, description=description)
     except ValueError as error:

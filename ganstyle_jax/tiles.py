@@ -56,6 +56,17 @@ class Canvas:
             return jnp.asarray(array)
         return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "rows")))
 
+    def share(self, tree: Any) -> Any:
+        """Within `jit`: what has the array's rows, (..., h, w, c), lies on the devices as they do."""
+
+        def share(x):
+            if self.mesh is None or x.shape[-3:-1] != self.shape:
+                return x
+            sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * (x.ndim - 3), "rows"))
+            return lax.with_sharding_constraint(x, sharding)
+
+        return jax.tree.map(share, tree)
+
     def clear(self, x: jax.Array) -> jax.Array:
         """Zeros outside the extent of an array (h, w, c)."""
         if self.padded is None:

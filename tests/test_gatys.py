@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 
-from ganstyle_jax import images, losses, vgg
+from ganstyle_jax import images, losses, tiles, vgg
 from ganstyle_jax.style import gatys
 
 TINY = vgg.VGG(((4, 4), (6,), (8,)), padding="reflect")
@@ -395,6 +396,16 @@ def test_the_mean_of_the_images_on_the_way(params, scene):
     np.testing.assert_allclose(gatys.picture_of(at, cfg, canvas), expected, atol=1e-5)
 
 
+def test_rows_are_shared_from_the_beginning():
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("rows",))
+    image = tiles.by_rows((30, 20), 4, mesh).put(np.zeros((30, 20, 3), np.float32))
+    at = gatys.start(image, jnp.zeros(()), jnp.zeros_like(image), CFG, canvas=tiles.by_rows((30, 20), 4, mesh))
+    pictures = [x for x in jax.tree.leaves(at) if x.ndim >= 3]
+    assert len(pictures) >= 5  # the image, the variables, the gradient and what L-BFGS remembers
+    for x in pictures:
+        assert {shard.data.shape[-3] for shard in x.addressable_shards} == {8}
+
+
 def test_adam_takes_its_moments_along():
     cfg = dataclasses.replace(CFG, optimizer="adam")
     at = gatys.start(jnp.zeros((8, 8, 3)), jnp.zeros(()), jnp.zeros((8, 8, 3)), cfg)
@@ -424,8 +435,10 @@ def test_wasserstein_style_comes_nearer_to_the_style(params, scene):
         ({"averaging": 1.0}, "averaging must be at least 0 and less than 1, got 1.0"),
         ({"size": 0}, "size must be at least 1, got 0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"content_weight": -1.0}, "content_weight must not be negative, got -1.0"),
-        ({"style_scale": 0.0}, "style_scale must be positive, got 0.0"),
+        ({"content_weight": -1.0}, "content_weight must be a number that is not negative, got -1.0"),
+        ({"tv_weight": float("nan")}, "tv_weight must be a number that is not negative, got nan"),
+        ({"style_scale": 0.0}, "style_scale must be a positive number, got 0.0"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a positive number, got inf"),
         ({"factor": 1.0}, "factor must be more than 1, got 1.0"),
         ({"style_layer_weights": (0.0,)}, "0 or more, one of them more, got"),
         ({"style_layer_weights": (1.0, 2.0)}, "one number or 5, one for each style layer, got 2"),

@@ -1,6 +1,7 @@
 """The estimate of memory against what XLA plans, and what is done where there is too little of it."""
 
 import dataclasses
+import math
 import re
 import types
 
@@ -47,7 +48,7 @@ def planned(network: vgg.Network, cfg: gatys.Config, rows: int = 1, regions: int
     image = targets.canvas.put(picture)
     if together:
         targets, image = jax.tree.map(lambda x: jnp.stack([x, x]), (targets, image))
-    at = gatys.start(image, jnp.zeros(image.shape[:-3]), jnp.zeros_like(image), cfg)
+    at = gatys.start(image, jnp.zeros(image.shape[:-3]), jnp.zeros_like(image), cfg, canvas=targets.canvas)
     plan = gatys.advance.lower(network, params, targets, at, np.int32(9), cfg).compile().memory_analysis()
     held = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return held / len(jnp.atleast_1d(at.value))
@@ -170,3 +171,18 @@ def test_what_cannot_be_cut():
         memory.fit(vgg.SqueezeNet(), dataclasses.replace(FIRES, tile=64), (128, 128), 10**12)
     with pytest.raises(ValueError, match="not both"):
         memory.fit(WIDE, dataclasses.replace(CFG, tile=64), (128, 128), 10**12, rows=4)
+
+
+def test_memory_that_a_control_group_leaves(tmp_path):
+    membership, job = tmp_path / "cgroup", tmp_path / "root" / "slurm" / "job"
+    job.mkdir(parents=True)
+    assert memory.free_in_groups(membership, tmp_path / "root") == math.inf  # no such file: another system
+    membership.write_text("0::/slurm/job\n")
+    assert memory.free_in_groups(membership, tmp_path / "root") == math.inf
+    for folder, most, current in ((job, "max", 500), (job.parent, "1000", 500)):
+        (folder / "memory.max").write_text(most + "\n")
+        (folder / "memory.current").write_text(f"{current}\n")
+        (folder / "memory.stat").write_text("anon 400\ninactive_file 100\n")
+    assert memory.free_in_groups(membership, tmp_path / "root") == 600
+    (job / "memory.max").write_text("300\n")
+    assert memory.free_in_groups(membership, tmp_path / "root") == 0

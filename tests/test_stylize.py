@@ -123,15 +123,15 @@ def test_luma_keeps_the_colours_in_all_that_is_shown(place, tmp_path, monkeypatc
             assert np.abs(change[inside]).max() < 3 * LEVEL  # two roundings to 8 bits
 
 
-def test_ctrl_c_leaves_nothing_half_written(place, tmp_path, monkeypatch):
+def test_ctrl_c_leaves_nothing_half_written(place, tmp_path, monkeypatch, capsys):
     def interrupted(journal, progress, real=stylize.Journal.record):
         real(journal, progress)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stylize.Journal, "record", interrupted)
     args = ["--smallest=16", "--trace", "--save-every=1", f"--animation={tmp_path / 'out.gif'}"]
-    with pytest.raises(KeyboardInterrupt):
-        ganstyle(place, place / "content.png", place / "style.jpg", "-o", tmp_path / "out.png", *args)
+    assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", tmp_path / "out.png", *args) == 130
+    assert "ganstyle: stopped" in capsys.readouterr().err
     assert names_in(tmp_path) == ["out.steps"]
     assert [pictures.read_picture(path).shape for path in (tmp_path / "out.steps").iterdir()] == [(11, 17, 3)]
 

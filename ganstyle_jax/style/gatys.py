@@ -21,6 +21,7 @@ Differs from the paper:
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -46,16 +47,16 @@ class Config:
 
     size: int = 512  # longer side of the result in pixels
     style_scale: float = 1.0  # longer side of the style pictures, of `size`
-    content_weight: float = 0.05
-    style_weight: float = 1.0
+    content_weight: float = 0.05  # of the content loss, which is 1 for an image without features
+    style_weight: float = 1.0  # of the style loss, which is 1 for an image without features too
     tv_weight: float = 0.02  # of total variation, which smooths
     range_weight: float = 10.0  # of colours outside [-1, 1], which would be lost when the picture is shown
-    content_layers: tuple[str, ...] = ("relu4_1",)
-    style_layers: tuple[str, ...] = STYLE_LAYERS
+    content_layers: tuple[str, ...] = ("relu4_1",)  # of the network, where the content is compared
+    style_layers: tuple[str, ...] = STYLE_LAYERS  # of the network, where the styles are compared
     style_layer_weights: tuple[float, ...] = (1.0,)  # one for each style layer, or one for all
     style_loss: Literal["gram", "wasserstein"] = "gram"  # of Gram matrices, or of means and covariances as Gaussians
     init: Literal["content", "noise", "style"] = "content"  # the first image; style: noise of the style's colours
-    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs"  # Adam needs less memory and several times as many evaluations
     steps: int = 60  # evaluations of loss and gradient at each size
     learning_rate: float = 0.05  # of Adam
     memory: int = 20  # pairs that L-BFGS keeps
@@ -69,18 +70,18 @@ class Config:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("content_weight", "style_weight", "tv_weight", "range_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)}")
         for name in ("style_scale", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
         if self.tile < 0:
             raise ValueError(f"tile must not be negative, got {self.tile}")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"averaging must be at least 0 and less than 1, got {self.averaging}")
-        if not self.factor > 1:
+        if not 1 < self.factor < math.inf:
             raise ValueError(f"factor must be more than 1, got {self.factor}")
-        if not all(w >= 0 for w in self.style_layer_weights) or not sum(self.style_layer_weights) > 0:
+        if not all(0 <= w < math.inf for w in self.style_layer_weights) or not sum(self.style_layer_weights) > 0:
             raise ValueError(f"style_layer_weights must be 0 or more, one of them more, got {self.style_layer_weights}")
         if len(self.style_layer_weights) not in (1, len(self.style_layers)):
             raise ValueError(
@@ -502,13 +503,18 @@ def evaluate(
     return one(targets, image) if image.ndim == 3 else _by_pictures(jax.vmap(one), mesh)(targets, image)
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
+@functools.partial(jax.jit, static_argnames=("cfg", "canvas"))
 def start(
-    image: jax.Array, value: jax.Array, gradient: jax.Array, cfg: Config, before: Iterate | None = None
+    image: jax.Array,
+    value: jax.Array,
+    gradient: jax.Array,
+    cfg: Config,
+    before: Iterate | None = None,
+    canvas: Canvas | None = None,
 ) -> Iterate:
     """The first iterate of an image (h, w, 3), or of several (b, h, w, 3), with its loss and gradient by `evaluate`.
 
-    before: where smaller ones ended, from which Adam takes its moments.
+    before: where smaller ones ended, from which Adam takes its moments. canvas: whose devices are to share the rows.
     """
 
     def one(image, value, gradient, before):
@@ -524,7 +530,8 @@ def start(
         return dataclasses.replace(at, opt_state=(adam._replace(mu=mu, nu=nu), *others))
 
     arguments = (image, value, gradient, before)
-    return one(*arguments) if image.ndim == 3 else jax.vmap(one)(*arguments)
+    at = one(*arguments) if image.ndim == 3 else jax.vmap(one)(*arguments)
+    return at if canvas is None else canvas.share(at)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "cfg", "mesh", "rows"), donate_argnames="at")
@@ -751,7 +758,7 @@ def _stylize(
         before = at if cfg.optimizer == "adam" and canvas.padded is None else None
         first = stack(*begins)
         value, gradient, terms = evaluate(network, params, targets, first, cfg, pictures)
-        at = start(first, value, gradient, cfg, before)
+        at = start(first, value, gradient, cfg, before, canvas)
         pace = 4  # evaluations in a dispatch, so many that it takes about a second
         while (done := _done(at, cfg)) < cfg.steps:
             then = time.perf_counter()

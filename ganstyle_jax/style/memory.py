@@ -7,7 +7,9 @@ half; the programs for other devices may need other numbers of copies.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,9 +54,8 @@ def needed(
     of_pixel = {name: width * count for name, count in features_of_pixel(network, cfg.layers).items()}
     lbfgs = cfg.optimizer == "lbfgs"
 
-    state = image * ((2 * cfg.memory + 6 if lbfgs else 8) + bool(cfg.averaging))  # Adam keeps that of the last size too
-    if rows > 1:  # all of it is on every device before the first step, which returns it divided
-        state *= 1.2
+    # Adam keeps that of the last size too.
+    state = image / rows * ((2 * cfg.memory + 6 if lbfgs else 8) + bool(cfg.averaging))
     images = image / rows * ((18 if lbfgs else 5) + (8 if on_cpu() else 0))  # of gradients, and those on the host
     content = image / PIXEL / rows * 2 * sum(of_pixel[layer] for layer in cfg.content_layers)
     masks = image / PIXEL / rows * 6 * max(regions, int(canvas.tiled or rows > 1))
@@ -130,10 +131,29 @@ def available(devices: Sequence[Any]) -> int:
 
 
 def free_on_host() -> int:
-    """Bytes."""
+    """Bytes, less where a container or a job of a cluster may not have all of the machine's."""
     import psutil
 
-    return psutil.virtual_memory().available
+    return int(
+        min(psutil.virtual_memory().available, free_in_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+    )
+
+
+def free_in_groups(membership: Path, root: Path) -> float:
+    """What Linux' control groups (version 2) leave to this process, infinity where they set no limit."""
+    free = math.inf
+    try:
+        name = next(line[3:] for line in membership.read_text().splitlines() if line.startswith("0::"))
+        group = root / name.strip("/")
+        for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):
+            limit = folder / "memory.max"
+            if limit.exists() and (most := limit.read_text().strip()) != "max":
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])  # which can be dropped
+                free = min(free, max(0, int(most) - used))
+    except (OSError, StopIteration, ValueError, KeyError):
+        pass  # other systems, older kernels: no limit is known
+    return free
 
 
 # ---------------------------------------------------------------------------------------------------------------------
