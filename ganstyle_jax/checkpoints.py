@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ganstyle_jax import processes
 from ganstyle_jax.files import UserError, atomic_path
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class Checkpoints:
         target = self.folder / str(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._sums(step).unlink(missing_ok=True)
+            if processes.is_first():
+                self._sums(step).unlink(missing_ok=True)
             # Asked first, because Orbax's threads write about a full disk to the terminal.
             if shutil.disk_usage(self.folder).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -76,7 +78,9 @@ class Checkpoints:
         """Waits for the files, writes their sums, and deletes what is no longer kept."""
         assert self._writer is not None
         try:
-            self._writer.wait_until_finished()
+            self._writer.wait_until_finished()  # on all processes
+            if not processes.is_first():
+                return
             sums = {name: _sha256(self.folder / str(step) / name) for name in _files(self.folder / str(step))}
             with atomic_path(self._sums(step)) as path:
                 path.write_text(json.dumps(sums, indent=1))
@@ -104,6 +108,17 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         _quiet()
+        step = processes.decided_by_first(lambda: self._newest(only))
+        if step < 0:
+            return None
+        target = self.folder / str(step)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            _check_tree(reader.metadata(target), abstract_state, step)
+            state = reader.restore(target, args=ocp.args.StandardRestore(abstract_state))
+        return step, state
+
+    def _newest(self, only: int | None) -> int:
+        """The newest sound step, or `only`, -1 for none; see `restore`."""
         steps = self.steps()
         if only is not None and only not in steps:
             kept = ", ".join(map(str, steps)) or "nothing"
@@ -112,20 +127,15 @@ class Checkpoints:
             raise UserError(f"checkpoint {only} in {self.folder} is damaged ({reason}): choose another step")
         steps = steps if only is None else [only]
         for step in reversed(steps):
-            if (reason := self._damage(step)) is not None:
-                self._set_aside(step, reason)
-                continue
-            target = self.folder / str(step)
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-                _check_tree(reader.metadata(target), abstract_state, step)
-                state = reader.restore(target, args=ocp.args.StandardRestore(abstract_state))
-            return step, state
+            if (reason := self._damage(step)) is None:
+                return step
+            self._set_aside(step, reason)
         if steps:
             raise UserError(
                 f"all checkpoints in {self.folder} are damaged (steps {', '.join(map(str, steps))}): "
                 "start again in another --run-dir"
             )
-        return None
+        return -1
 
     def close(self) -> None:
         self.wait()
@@ -178,7 +188,7 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def _fail(self, step: int, error: Exception):
-        if self.folder.is_dir():
+        if self.folder.is_dir() and processes.is_first():
             self._delete_unfinished()
         last = self.steps()[-1:]
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import sys
 import warnings
@@ -93,6 +94,22 @@ class Weights:
     name: str | None = None  # to import by; by default the name of these very weights in the list, or the file's
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step takes on TPUs that are not here. `ganstyle plan dcgan --help` lists the settings."""
+
+    method: tyro.conf.Positional[str]  # dcgan, a Python file of your own such as ./my_gan.py, or gatys
+    settings: tyro.conf.Positional[tuple[str, ...]] = ()  # --topology and the method's settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Collect:
+    """Put runs into one table: what they differ in, and the mean and spread over seeds of what they logged last."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders, or folders of them at any depth
+    json: Path | None = None  # file to write the same to
+
+
 Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
     | Annotated[Train, tyro.conf.subcommand("train")]
@@ -101,6 +118,8 @@ Command = (
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Collect, tyro.conf.subcommand("collect")]
 )
 CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
@@ -109,8 +128,8 @@ def main(args: list[str] | None = None) -> None:
     """Runs one command."""
     args = sys.argv[1:] if args is None else args
     with errors_for_people():
-        if len(args) > 1 and args[0] == "train" and not args[1].startswith("-"):
-            train(args[1], args[2:])
+        if len(args) > 1 and args[0] in ("train", "plan") and not args[1].startswith("-"):
+            (train if args[0] == "train" else plan)(args[1], args[2:])
             return
         if args[:1] == ["stylize"]:
             stylize(args[1:])
@@ -118,7 +137,7 @@ def main(args: list[str] | None = None) -> None:
         command = tyro.cli(Command, prog="ganstyle", args=args, config=CONFIG, description=__package_doc())  # type: ignore
         run: Any = {
             **{Quickstart: quickstart, Train: _train_without_method, Sample: sample, Convert: convert, Data: prepare},
-            **{Weights: manage_weights},
+            **{Weights: manage_weights, Collect: collect, Plan: lambda command: plan(command.method, [])},
         }
         run[type(command)](command)
 
@@ -177,7 +196,7 @@ def train(
 
     data, loop, config: defaults of the flags; without data the flag is required.
     """
-    from ganstyle_jax import runs
+    from ganstyle_jax import processes, runs
     from ganstyle_jax.train import Loop
 
     method = runs.find_method(name)
@@ -186,6 +205,7 @@ def train(
         [
             ("data", Annotated[str, tyro.conf.arg(help=DATA_HELP)], dataclasses.field(default=data)),
             ("loop", Loop, dataclasses.field(default=loop or Loop())),
+            ("processes", processes.Processes, dataclasses.field(default=processes.Processes())),
             ("config", method.Config, dataclasses.field(default=config or method.Config())),
         ],
         frozen=True,
@@ -198,7 +218,9 @@ def train(
     use_cache()
     from ganstyle_jax import train as training
 
-    training.run(method, chosen.config, chosen.data, chosen.loop)
+    processes.join(chosen.processes)
+    with processes.leaving_together():
+        training.run(method, chosen.config, chosen.data, chosen.loop)
 
 
 def stylize(args: list[str]) -> None:
@@ -376,6 +398,66 @@ def manage_weights(command: Weights) -> None:
         print("\n".join(f"{name} {fault or 'is sound'}" for name, fault in faults.items()) or "no weights are here yet")
         if wrong := [f"{name} {fault}" for name, fault in faults.items() if fault]:
             raise UserError(f"{'; '.join(wrong)}: fetch or import it again")
+
+
+def plan(name: str, args: list[str]) -> None:
+    """`ganstyle plan METHOD`: the flags are the fields of the method's dataclass and of a few of the loop's."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # all else is described to the compiler
+    from ganstyle_jax import plan as planning
+    from ganstyle_jax import runs, vgg
+    from ganstyle_jax.style import gatys
+    from ganstyle_jax.train import Loop
+
+    topology_help = "the TPUs, such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4"
+    fields: list[Any] = [("topology", Annotated[str, tyro.conf.arg(help=topology_help)])]
+    if name == "gatys":
+        networks = {"vgg19": vgg.VGG19, "vgg16": vgg.VGG16, "compact": vgg.COMPACT}
+        features_help, precision_help = "network to compare by", "of the features"
+        fields += [
+            ("features", Annotated[Literal["vgg19", "vgg16", "compact"], tyro.conf.arg(help=features_help)], "vgg19"),
+            ("precision", Annotated[Literal["float32", "bfloat16"], tyro.conf.arg(help=precision_help)], "bfloat16"),
+            ("remat", Annotated[bool, tyro.conf.arg(help="compute features again rather than keep them")], False),
+            ("config", gatys.Config, dataclasses.field(default=gatys.Config())),
+        ]
+    else:
+        method = runs.find_method(name)
+        fields += [
+            ("batch_size", Annotated[int, tyro.conf.arg(help="images of the global batch, over all chips")], 64),
+            ("shard_state", Annotated[bool, tyro.conf.arg(help="each chip keeps its part of the state")], False),
+            ("config", method.Config, dataclasses.field(default=method.Config())),
+        ]
+    settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    description = "What a step takes on TPUs that are not here, by their own compiler."
+    try:
+        chosen: Any = tyro.cli(
+            settings, prog=f"ganstyle plan {name}", args=args, config=CONFIG, description=description
+        )
+        chip, devices = planning.topology_devices(chosen.topology)
+        if name == "gatys":
+            network = dataclasses.replace(networks[chosen.features], dtype=chosen.precision, remat=chosen.remat)
+            size = chosen.config.size
+            found = planning.plan_style(network, chosen.config, (size, size), devices)
+            unit = f"an evaluation of {size} x {size} pixels, {chosen.features} in {chosen.precision}"
+            advice = "take more chips, --remat, --precision bfloat16 or a smaller --memory or --size"
+        else:
+            loop = Loop(batch_size=chosen.batch_size, shard_state=chosen.shard_state)
+            found = planning.plan_training(method, chosen.config, loop, devices)
+            unit = f"a training step of {chosen.batch_size} images"
+            advice = "take more chips, --shard-state, --dtype bfloat16 or a smaller --batch-size"
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    print(planning.report(found, chip, unit))
+    planning.check_memory(found, chip, advice)
+
+
+def collect(command: Collect) -> None:
+    from ganstyle_jax import collect as collection
+
+    rows = collection.collect(command.folders)
+    if command.json is not None:
+        with atomic_path(command.json) as path:
+            path.write_text(json.dumps(collection.record(rows), indent=1) + "\n")
+    print(collection.table(rows))
 
 
 def use_cache() -> None:

@@ -4,8 +4,10 @@ Images are (b, h, w, c). Kernels are stored as PyTorch's are up to the order of 
 weights move between the two by a transposition.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -46,7 +48,20 @@ def double(x: jax.Array, kernel: jax.Array, platform: str = "auto") -> jax.Array
 def on_cpu(platform: str) -> bool:
     if platform not in ("auto", "cpu", "xla"):
         raise ValueError(f"platform must be 'auto', 'cpu' or 'xla', got {platform!r}")
-    return platform == "cpu" or (platform == "auto" and jax.default_backend() == "cpu")
+    return platform == "cpu" or (platform == "auto" and (_target.get() or jax.default_backend()) == "cpu")
+
+
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(backend: str) -> Iterator[None]:
+    """Within it, "auto" means what it would mean on that backend: to compile for devices that are not here."""
+    token = _target.set(backend)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 def _halve(x: jax.Array, kernel: jax.Array) -> jax.Array:

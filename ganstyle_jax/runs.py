@@ -166,7 +166,7 @@ def load(run_dir: Path | str, step: int | None = None, **overrides: Any) -> Load
     if getattr(cfg, "dtype", None) == "float64":
         jax.config.update("jax_enable_x64", True)
     abstract = jax.eval_shape(lambda key: method.init(key, cfg), jax.random.key(0))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
     restored = Checkpoints(run_dir).restore(abstract, step)
     if restored is None:

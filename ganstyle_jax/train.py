@@ -37,7 +37,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ganstyle_jax import data as data_module
 from ganstyle_jax import images as image_files
-from ganstyle_jax import runs
+from ganstyle_jax import processes, runs
 from ganstyle_jax.checkpoints import Checkpoints, all_finite
 from ganstyle_jax.files import UserError
 
@@ -45,6 +45,7 @@ AXIS = "batch"
 RESIDENT_BYTES = 1 << 30  # sets up to this size live on the device
 CHUNK_BYTES = 64 << 20  # of streamed images in one dispatch
 GRID = 64  # pictures in a sample grid
+SMALLEST_CUT = 4096  # values of an array that is worth cutting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,9 @@ class Loop:
     resume: Literal["never", "auto", "required"] = "never"  # auto: go on from the last checkpoint, if there is one
     init_from: Path | None = None  # run folder whose weights to begin with; optimizer and step start anew
     parallel: Literal["jit", "pmap"] = "jit"  # how the step is spread over the devices
+    # each device keeps its part of the weights and of the optimizer's state, and fetches the rest when it needs it
+    # (fully sharded data parallelism): for networks too large for one device
+    shard_state: bool = False
     devices: int | None = None  # how many devices to use; by default all
     steps_per_dispatch: int = 64  # most steps that the device is sent at a time
     data_on_device: Literal["auto", "yes", "no"] = "auto"  # auto: sets up to 1 GiB, decoded once; others stream
@@ -79,6 +83,8 @@ class Loop:
             raise ValueError(f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
         if not 0 <= self.seed < 2**32:  # JAX's keys keep 32 bits, unless float64 is on
             raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
+        if self.shard_state and self.parallel == "pmap":
+            raise ValueError("shard_state needs parallel jit, got pmap, where every device has all of the state")
         if self.profile is not None:
             self.profile_range()
 
@@ -117,6 +123,7 @@ def run(
     run_dir = loop.run_dir or Path("runs", Path(method.__file__ or method.__name__).stem)
     mesh = make_mesh(loop)
     previous = check_run_dir(run_dir, loop)
+    processes.together("run folder checked")  # before the first one writes to it
 
     source = data_module.open_source(data, cfg.image_size, cfg.channels, loop.seed) if isinstance(data, str) else data
     cfg = dataclasses.replace(cfg, channels=source.image_shape[-1])
@@ -128,12 +135,11 @@ def run(
 
     # Two independent streams: how the networks begin, and all that training draws.
     key_init, key_train = jax.random.split(jax.random.key(loop.seed))
-    replicated = NamedSharding(mesh, PartitionSpec())
-    make_state = jax.jit(lambda key: method.init(key, cfg), out_shardings=replicated)
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), jax.eval_shape(make_state, key_init)
-    )
-    batches = data_module.Batches(source, images_per_step(method, cfg, loop), loop.seed, workers=loop.workers)
+    abstract = abstract_state(method, cfg, key_init, loop, mesh)
+    make_state = jax.jit(lambda key: method.init(key, cfg), out_shardings=shardings_of(abstract))
+    images = images_per_step(method, cfg, loop)
+    share = jax.process_index(), jax.process_count()
+    batches = data_module.Batches(source, images, loop.seed, *share, workers=loop.workers)
     feed = Feed(batches, loop, mesh)
     advance = make_advance(method, cfg, key_train, loop, mesh, abstract, feed)
     if loop.dry_run:
@@ -150,11 +156,12 @@ def run(
     else:
         step, state = 0, make_state(key_init)
         if loop.init_from is not None:
-            state = with_weights_of(loop.init_from, method, cfg, state, replicated)
+            state = with_weights_of(loop.init_from, method, cfg, state)
     if step >= loop.steps:
         say(f"all {loop.steps} steps are done already (step {step}); samples and checkpoints are in {run_dir}")
         return state
-    runs.write(run_dir, method, description)
+    if processes.is_first():
+        runs.write(run_dir, method, description)
     try:
         with StopSignals() as stop:
             return _train(method, cfg, loop, run_dir, feed, advance, checkpoints, step, state, started, stop, callback)
@@ -190,14 +197,21 @@ def _train(
 ) -> Any:
     """From `step` to `loop.steps`."""
     stored = feed.load()
-    draw_grid = jax.jit(lambda state, z: method.sample(method.generator(state, cfg), z, cfg))
+    everywhere = NamedSharding(feed.mesh, PartitionSpec())
+    draw_grid = jax.jit(lambda state, z: method.sample(method.generator(state, cfg), z, cfg), out_shardings=everywhere)
     # Always the same latents, so that grids of different steps can be compared.
-    grid_latents = method.latents(jax.random.key(loop.seed), GRID, cfg)
-    finite = jax.jit(all_finite)
+    grid_latents = jax.tree.map(np.asarray, method.latents(jax.random.key(loop.seed), GRID, cfg))
+    finite = jax.jit(all_finite, out_shardings=everywhere)
     journal = Journal(run_dir, loop, step, feed.real_diversity(), started)
     profile, tracing = loop.profile_range(), False
     last_saved = step
     pace = 1  # steps in a dispatch, so many that it takes about a second: signals and the progress bar want to be heard
+
+    def ballot() -> list[int]:
+        """Clocks and signals differ from process to process; all must stop together and do as many steps at a time."""
+        return [stop.number, -pace]
+
+    votes = processes.agree(ballot, feed.mesh)
     pending: tuple[int, int, dict] | None = None  # first step, steps and metrics of the dispatch under way
 
     def settle() -> float:
@@ -222,14 +236,15 @@ def _train(
 
     with checkpoints, journal, feed.stream(step, loop.steps) as chunks:
         while step < loop.steps:
-            if stop.received:
+            number, negative_pace = votes()
+            if number:
                 settle()
                 save()
                 checkpoints.close()
                 done = f"saved step {step} in {run_dir}" if step else "no step was done yet"
-                say(f"{stop.received} received: {done}; --resume auto goes on from there")
-                raise SystemExit(128 + signal.Signals[stop.received].value)
-            ends = [step + pace, loop.steps]
+                say(f"{signal.Signals(number).name} received: {done}; --resume auto goes on from there")
+                raise SystemExit(128 + number)
+            ends = [step - negative_pace, loop.steps]
             intervals = (loop.log_every, loop.sample_every, loop.checkpoint_every)
             ends += [(step // every + 1) * every for every in intervals]
             ends += [edge for edge in (profile.start, profile.stop) if edge > step]
@@ -237,6 +252,7 @@ def _train(
             if step in profile and not tracing:
                 jax.profiler.start_trace(str(run_dir / "profile"))
                 tracing = True
+            votes = processes.agree(ballot, feed.mesh)  # a dispatch ahead: nobody waits for it
             state, metrics = advance(state, stored, chunks(step, count), np.int32(step), np.int32(count))
             seconds_per_step = settle()  # of the dispatch before this one
             pending = (step, count, metrics)
@@ -272,6 +288,10 @@ def _train(
 def make_mesh(loop: Loop) -> jax.sharding.Mesh:
     """A mesh of one axis over the first `loop.devices` devices; UserError where the batch cannot be divided."""
     devices = jax.devices()
+    if processes.several() and loop.parallel == "pmap":
+        raise UserError("--parallel pmap is for one process: leave it out, jit does the same on several")
+    if processes.several() and loop.devices not in (None, len(devices)):
+        raise UserError(f"--devices is for one process; the {jax.process_count()} together have {len(devices)}")
     if loop.devices is not None and not 1 <= loop.devices <= len(devices):
         raise UserError(f"--devices must be from 1 to the {len(devices)} that are here, got {loop.devices}")
     devices = devices[: loop.devices]
@@ -281,6 +301,23 @@ def make_mesh(loop: Loop) -> jax.sharding.Mesh:
             f"choose a multiple of {len(devices)}, or fewer --devices"
         )
     return jax.sharding.Mesh(np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def abstract_state(method: ModuleType, cfg: Any, key: jax.Array, loop: Loop, mesh: jax.sharding.Mesh) -> Any:
+    """The state's shapes and types, and how it lies on the devices: whole on each, or cut with `shard_state`."""
+
+    def placed(x):
+        axes = [axis for axis in range(x.ndim) if x.shape[axis] % mesh.size == 0]
+        cut = loop.shard_state and x.size >= SMALLEST_CUT and axes
+        longest = max(axes, key=lambda axis: x.shape[axis]) if cut else None
+        spec = PartitionSpec(*(AXIS if axis == longest else None for axis in range(x.ndim))) if cut else PartitionSpec()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, jax.eval_shape(lambda key: method.init(key, cfg), key))
+
+
+def shardings_of(abstract: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, abstract)
 
 
 def images_per_step(method: ModuleType, cfg: Any, loop: Loop) -> int:
@@ -325,8 +362,8 @@ def make_advance(
 
         return jax.jit(
             advance,
-            in_shardings=(replicated, replicated, by_batch, replicated, replicated),
-            out_shardings=(replicated, replicated),
+            in_shardings=(shardings_of(abstract), replicated, by_batch, replicated, replicated),
+            out_shardings=(shardings_of(abstract), replicated),
             donate_argnums=0,
         )
     return jax.pmap(
@@ -349,7 +386,9 @@ class Feed:
         fits = source.size is not None and source.size * image_bytes <= RESIDENT_BYTES
         if loop.data_on_device == "yes" and source.size is None:
             raise UserError(f"{source.name} is unlimited and cannot live on the device: use --data-on-device auto")
-        self.resident = loop.data_on_device == "yes" or (loop.data_on_device == "auto" and fits)
+        # Several processes each read their share of the data and no more, unless they are told otherwise.
+        alone = not processes.several()
+        self.resident = loop.data_on_device == "yes" or (loop.data_on_device == "auto" and fits and alone)
         most = loop.steps_per_dispatch
         self.rows = most if self.resident else max(1, min(most, CHUNK_BYTES // (image_bytes * batches.batch_size)))
 
@@ -359,7 +398,7 @@ class Feed:
             return {}
         self.stored = self.batches.load()
         keep = {name: self.stored[name] for name in ("image", "label") if name in self.stored}
-        return jax.device_put(keep, NamedSharding(self.mesh, PartitionSpec()))
+        return jax.tree.map(lambda x: processes.put(x, NamedSharding(self.mesh, PartitionSpec())), keep)
 
     def stream(self, start: int, stop: int) -> "_Chunks":
         return _Chunks(self, start, stop)
@@ -417,10 +456,10 @@ class _Chunks:
                 devices = len(feed.mesh.devices)
                 rows = rows.reshape(feed.rows, devices, first.shape[0] // devices, *first.shape[1:])
             chunk[name] = rows
-        return chunk
+        return processes.joined(chunk, NamedSharding(feed.mesh, PartitionSpec(None, AXIS)))
 
 
-def with_weights_of(init_from: Path, method: ModuleType, cfg: Any, state: Any, sharding: NamedSharding) -> Any:
+def with_weights_of(init_from: Path, method: ModuleType, cfg: Any, state: Any) -> Any:
     """`state` with the weights of another run; its step and optimizer states (fields step, opt_state) stay new."""
     other = runs.load(init_from).state
     if jax.tree.map(jnp.shape, other) != jax.tree.map(jnp.shape, state):
@@ -428,7 +467,7 @@ def with_weights_of(init_from: Path, method: ModuleType, cfg: Any, state: Any, s
 
     def choose(path, new, old):
         fresh = any(getattr(key, "name", getattr(key, "key", None)) in ("step", "opt_state") for key in path)
-        return new if fresh else jax.device_put(old, sharding)
+        return new if fresh else processes.put(old, new.sharding)
 
     return jax.tree_util.tree_map_with_path(choose, state, other)
 
@@ -451,7 +490,10 @@ def check_run_dir(run_dir: Path, loop: Loop) -> dict | None:
 
 
 class Journal:
-    """metrics.jsonl, TensorBoard, sample grids, the progress bar, and the alarm for collapse."""
+    """metrics.jsonl, TensorBoard, sample grids, the progress bar, and the alarm for collapse.
+
+    Of several processes only the first one's writes anything; the others' keep time.
+    """
 
     def __init__(self, run_dir: Path, loop: Loop, step: int, real_diversity: float, started: float):
         self.run_dir, self.loop, self.real_diversity, self.started = run_dir, loop, real_diversity, started
@@ -461,13 +503,16 @@ class Journal:
         self.accuracy = 0.0
         self.alarmed = False
         self.metrics = run_dir / "metrics.jsonl"
+        self.writes = processes.is_first()
         self.tensorboard = None
 
     def __enter__(self) -> "Journal":
         from tqdm import tqdm
 
-        drop_lines_after(self.metrics, self.step)
-        self.bar = tqdm(total=self.loop.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.1)
+        if self.writes:
+            drop_lines_after(self.metrics, self.step)
+        how = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.1, "disable": not self.writes}
+        self.bar = tqdm(total=self.loop.steps, initial=self.step, **how)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -484,14 +529,16 @@ class Journal:
         count = len(next(iter(metrics.values())))
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        self.window.append(metrics)
+        if self.writes:
+            self.window.append(metrics)
         if self.first:
             self.first = False
-            self.bar.write(f"first training step after {self.elapsed():.1f} s", file=sys.stderr)
+            if self.writes:
+                self.bar.write(f"first training step after {self.elapsed():.1f} s", file=sys.stderr)
             self.window_start, self.untimed = now, count  # images/s without compilation
         self.bar.update(count)
         step = first + count
-        if step % self.loop.log_every == 0 or step == self.loop.steps:
+        if self.writes and (step % self.loop.log_every == 0 or step == self.loop.steps):
             self._log(step, now, callback)
         return seconds
 
@@ -516,6 +563,8 @@ class Journal:
 
     def samples(self, step: int, pictures: np.ndarray) -> None:
         """Saves the grid and looks for collapse."""
+        if not self.writes:
+            return
         image_files.save_grid(self.run_dir / "samples" / f"{step:06d}.png", pictures)
         relative_diversity = diversity(pictures) / max(self.real_diversity, 1e-6)
         line: dict[str, Any] = {"step": step, "diversity": round(relative_diversity, 4)}
@@ -605,10 +654,10 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 class StopSignals:
-    """Within its block, SIGTERM and SIGINT are noted in `received` instead of ending the program at once."""
+    """Within its block, SIGTERM and SIGINT are noted in `number` instead of ending the program at once."""
 
     def __init__(self):
-        self.received: str | None = None
+        self.number = 0
 
     def __enter__(self) -> "StopSignals":
         self.before = {}
@@ -624,15 +673,16 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.received is not None:
+        if self.number:
             raise KeyboardInterrupt  # asked twice: stop now
-        self.received = signal.Signals(number).name
-        say(f"{self.received} received: finishing what is under way, then saving")
+        self.number = number
+        say(f"{signal.Signals(number).name} received: finishing what is under way, then saving")
 
 
 def say(text: str) -> None:
     """A line for the person at the terminal, past the progress bar."""
-    print(text, file=sys.stderr, flush=True)
+    if processes.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

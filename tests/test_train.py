@@ -21,7 +21,7 @@ import ganstyle_jax
 from ganstyle_jax.checkpoints import Checkpoints, digest
 from ganstyle_jax.files import UserError
 from ganstyle_jax.gan import dcgan
-from ganstyle_jax.train import Loop, check_finite, collapse_warning, diversity, drop_lines_after, run
+from ganstyle_jax.train import SMALLEST_CUT, Loop, check_finite, collapse_warning, diversity, drop_lines_after, run
 
 pytestmark = pytest.mark.usefixtures("home", "x64_as_before")
 
@@ -324,6 +324,19 @@ def test_resuming_on_other_devices(pictures, tmp_path, first, then):
     assert digest(restored) == digest(saved)
     assert len(jax.tree.leaves(restored)[0].sharding.device_set) == then[1]
     state = train(run_dir, pictures, cfg=cfg, parallel=then[0], devices=then[1], resume="auto")
+    assert farthest(state, expected) < 1e-9
+
+
+def test_sharded_state_gives_the_same_and_is_restored_anywhere(pictures, tmp_path):
+    cfg = small_wgan.Config(latent_dim=16, width=64, dtype="float64")
+    expected = train(tmp_path / "expected", pictures, cfg=cfg)
+    run_dir = tmp_path / "run"
+    saved = train(run_dir, pictures, cfg=cfg, steps=8, devices=8, shard_state=True)
+    parts = [x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(saved) if x.size >= SMALLEST_CUT]
+    assert parts and set(parts) == {1 / 8}
+    restored = train(run_dir, pictures, cfg=cfg, steps=8, devices=2, resume="auto")
+    assert digest(restored) == digest(saved)
+    state = train(run_dir, pictures, cfg=cfg, devices=8, shard_state=True, resume="auto")
     assert farthest(state, expected) < 1e-9
 
 

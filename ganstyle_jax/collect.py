@@ -1,0 +1,110 @@
+"""`ganstyle collect`: one table of many runs, with what they differ in and the mean and spread over their seeds."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ganstyle_jax import runs
+from ganstyle_jax.files import UserError
+
+# Of a run's settings, what says where and how it was done and not what it was.
+CIRCUMSTANCES = (
+    *("run_dir", "seed", "resume", "parallel", "shard_state", "devices", "steps_per_dispatch", "data_on_device"),
+    *(
+        "workers",
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_every",
+        "profile",
+        "dry_run",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Runs of the same settings with different seeds."""
+
+    settings: dict[str, Any]  # only those in which rows differ
+    runs: tuple[str, ...]  # folders
+    steps: tuple[int, ...]  # how far each has come
+    means: dict[str, float]  # of each metric's last value over the runs that have it
+    spreads: dict[str, float]  # their standard deviations, NaN for a single run
+
+
+def collect(folders: Sequence[Path]) -> list[Row]:
+    """Rows of all runs in these folders, at any depth. Raises UserError where there are none."""
+    found = sorted({path.parent for folder in folders for path in Path(folder).rglob("run.json")})
+    if not found:
+        raise UserError(f"no runs in {', '.join(map(str, folders))}: a run's folder holds a run.json")
+    described = {folder: settings_of(runs.read(folder)) for folder in found}
+    logged = {folder: last_values(folder) for folder in found}
+    names = sorted({name for settings in described.values() for name in settings})
+    differing = [name for name in names if len({repr(s.get(name)) for s in described.values()}) > 1]
+    groups: dict[str, list[Path]] = {}
+    for folder, settings in described.items():
+        groups.setdefault(repr([settings.get(name) for name in differing]), []).append(folder)
+    return [_row({name: described[of[0]].get(name) for name in differing}, of, logged) for of in groups.values()]
+
+
+def settings_of(description: dict) -> dict[str, Any]:
+    """All that decides a run's result but its seed."""
+    loop = {name: value for name, value in description["loop"].items() if name not in CIRCUMSTANCES}
+    return {"method": description["method"], "data": description["data"]} | loop | description["config"]
+
+
+def last_values(folder: Path) -> dict[str, float]:
+    """The last value of everything in a run's log, "step" among them."""
+    values: dict[str, float] = {"step": 0}
+    path = folder / "metrics.jsonl"
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:  # cut off by a kill
+            continue
+        values |= {name: value for name, value in line.items() if isinstance(value, int | float)}
+    return values
+
+
+def _row(settings: dict[str, Any], folders: list[Path], logged: dict[Path, dict[str, float]]) -> Row:
+    values = [logged[folder] for folder in folders]
+    means, spreads = {}, {}
+    for name in dict.fromkeys(name for of in values for name in of if name != "step"):
+        of_runs = [of[name] for of in values if name in of]
+        means[name] = fmean(of_runs)
+        spreads[name] = stdev(of_runs) if len(of_runs) > 1 else math.nan
+    return Row(settings, tuple(map(str, folders)), tuple(int(of["step"]) for of in values), means, spreads)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """In Markdown, one line for each row."""
+    settings = list(rows[0].settings)
+    metrics = list(dict.fromkeys(name for row in rows for name in row.means))
+    lines = [[*settings, "runs", "steps", *metrics]]
+    for row in rows:
+        low, high = min(row.steps), max(row.steps)
+        cells = [str(row.settings[name]) for name in settings]
+        cells += [str(len(row.runs)), str(low) if low == high else f"{low} to {high}"]
+        lines.append(cells + [_value(row.means.get(name), row.spreads.get(name)) for name in metrics])
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _value(mean: float | None, spread: float | None) -> str:
+    if mean is None or spread is None:
+        return ""
+    return f"{mean:.4g}" if math.isnan(spread) else f"{mean:.4g} ± {spread:.2g}"
+
+
+def record(rows: Sequence[Row]) -> list[dict]:
+    """For JSON, where there is no NaN."""
+    plain = [dataclasses.asdict(row) for row in rows]
+    for row in plain:
+        row["spreads"] = {name: None if math.isnan(value) else value for name, value in row["spreads"].items()}
+    return plain

@@ -1,0 +1,231 @@
+"""`ganstyle plan`: what a step takes on TPUs that are not here: memory, FLOPs, traffic, and an estimate of its time.
+
+The true training step is compiled for a true topology by the compiler that TPUs use, which comes with the package
+libtpu and runs on any machine. What it reports is exact; the time is a roofline estimate from the chips' published
+figures: the longer of arithmetic and memory traffic, and after it the collectives, as if nothing overlapped.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ganstyle_jax import data, layers, train
+from ganstyle_jax.files import UserError
+from ganstyle_jax.style import gatys
+from ganstyle_jax.vgg import VGG
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip's published figures (Google Cloud's documentation of each version)."""
+
+    kind: str  # as JAX calls the device
+    flops: float  # a second, of bfloat16 products, which are what float32 takes too by default
+    memory: float  # bytes
+    bandwidth: float  # bytes of memory a second
+    links: float  # bytes a second to other chips, over all links
+    hosts: int  # chips of a host, of a slice with several
+
+
+CHIPS = {
+    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1228e9, 2400e9 / 8, 4),
+    "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 1600e9 / 8, 8),
+    "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 4800e9 / 8, 4),
+    "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 3584e9 / 8, 8),
+}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the compiler says of one step on one chip of many."""
+
+    chips: int
+    arguments: int  # bytes: state, data
+    temporary: int  # bytes
+    flops: float
+    traffic: float  # bytes between chip and its memory
+    collectives: tuple[tuple[str, int], ...]  # kind and bytes of the result, in the program's order
+
+    @property
+    def memory(self) -> int:
+        return self.arguments + self.temporary
+
+
+def topology_devices(name: str) -> tuple[Chip, list[Any]]:
+    """The chips of a topology such as "v5e:2x4". UserError for one that there is not, or without libtpu."""
+    version, _, shape = name.partition(":")
+    if version not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        raise UserError(f"--topology must be such as v5e:2x4 or v4:2x2x1, of {', '.join(CHIPS)}, got {name!r}")
+    # libtpu would ask the network, for minutes, what machine this is.
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{version}-8")
+    from jax.experimental import topologies
+
+    try:
+        return CHIPS[version], topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # of many types: libtpu is missing, is too old, or knows no such slice
+        try:
+            import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise UserError(
+                "the TPU compiler is not installed: pip install 'ganstyle_jax[tpu-plan]', which needs no TPU"
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f"there is no topology {name}: {reason}") from error
+
+
+def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Iterable[Any]) -> Plan:
+    """One training step of a method as `train.run` compiles it, with streamed images."""
+    mesh = Mesh(np.asarray(list(devices)), (train.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    if loop.batch_size % mesh.size:
+        raise UserError(f"--batch-size {loop.batch_size} cannot be divided among {mesh.size} chips")
+    loop = dataclasses.replace(loop, data_on_device="no", steps_per_dispatch=1)
+    cfg = dataclasses.replace(cfg, channels=cfg.channels or 3)  # which training learns from its images
+    shape = (cfg.image_size, cfg.image_size, cfg.channels)
+
+    def unread(i: int) -> dict[str, np.ndarray]:
+        raise NotImplementedError("a plan reads no images")
+
+    source = data.Source("no images", shape, np.dtype(np.uint8), None, None, unread)
+    feed = train.Feed(data.Batches(source, train.images_per_step(method, cfg, loop), loop.seed), loop, mesh)
+    key = jax.random.key(loop.seed)
+    with layers.compiling_for("tpu"):
+        abstract = train.abstract_state(method, cfg, key, loop, mesh)
+        advance = train.make_advance(method, cfg, key, loop, mesh, abstract, feed)
+        stored, chunk = feed.abstract()
+        scalar = jax.ShapeDtypeStruct((), np.int32)
+        return _plan(advance.lower(abstract, stored, chunk, scalar, scalar).compile(), mesh.size)
+
+
+def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices: Iterable[Any]) -> Plan:
+    """One evaluation of an image of (h, w) pixels whose rows the chips share: loss and gradient."""
+    mesh = Mesh(np.asarray(list(devices)), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    canvas = gatys.canvas_of(shape, network, cfg, mesh)
+
+    def array(shape: tuple[int, ...], rows: int | None = None, dtype: Any = jnp.float32) -> Any:
+        spec = PartitionSpec() if rows is None else PartitionSpec(*[None] * rows, "rows")
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    params = jax.tree.map(lambda x: array(x.shape), jax.eval_shape(network.init, jax.random.key(0)))
+    image = jax.ShapeDtypeStruct((1, *canvas.shape, 3), jnp.float32)
+    with layers.compiling_for("tpu"):
+        taps: Any = jax.eval_shape(lambda params, x: network.apply(params, x, cfg.layers), params, image)
+        features = {layer: x.shape[1:] for layer, x in taps.items()}
+        content = {layer: array(features[layer], 0, taps[layer].dtype) for layer in cfg.content_layers}
+        masks = {} if canvas.padded is None else {layer: array((1, *x[:2], 1), 1) for layer, x in features.items()}
+        channels = {layer: features[layer][2] for layer in cfg.style_layers}
+        targets = gatys.Targets(
+            content=content,
+            style={layer: gatys.Moments(array((1, c)), array((1, c, c))) for layer, c in channels.items()},
+            factors={layer: array((1, c, c)) for layer, c in channels.items() if cfg.style_loss == "wasserstein"},
+            share=array((1,)),
+            regions={layer: masks[layer] for layer in cfg.style_layers if masks},
+            areas={layer: array((1,)) for layer in cfg.style_layers},
+            inside={layer: masks[layer] for layer in cfg.content_layers if masks},
+            canvas=canvas,
+        )
+        lowered = gatys.evaluate.lower(network, params, targets, array((*canvas.shape, 3), 0), cfg)
+        plan = _plan(lowered.compile(), mesh.size)
+    # The optimizer's memory lies beside it: images, of which each chip has its rows.
+    kept = 2 * cfg.memory + 6 if cfg.optimizer == "lbfgs" else 8
+    return dataclasses.replace(
+        plan, arguments=plan.arguments + kept * 12 * canvas.shape[0] * canvas.shape[1] // mesh.size
+    )
+
+
+def _plan(compiled: Any, chips: int) -> Plan:
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    return Plan(
+        chips,
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+        cost.get("flops", 0.0),
+        cost.get("bytes accessed", 0.0),
+        tuple(collectives(compiled.as_text())),
+    )
+
+
+def collectives(program: str) -> list[tuple[str, int]]:
+    """(kind, bytes of the result on a chip) of each collective in the text of a compiled program."""
+    found = []
+    for line in program.splitlines():
+        match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
+        if match is None:
+            continue
+        shapes, kind, started = match.groups()
+        sizes = [
+            BYTES.get(dtype, 4) * int(np.prod([int(side) for side in sides.split(",") if side]))
+            for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        ]
+        # What starts an exchange gives back operand and result, and counters.
+        both = started and kind != "all-reduce"
+        found.append((kind, max(sizes) if both else sum(sizes)))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds of a step."""
+
+    arithmetic: float
+    memory: float
+    exchange: float
+
+    @property
+    def step(self) -> float:
+        return max(self.arithmetic, self.memory) + self.exchange
+
+    @property
+    def efficiency(self) -> float:
+        """Of what as many chips would do that need not talk to each other."""
+        return max(self.arithmetic, self.memory) / self.step if self.step else 1.0
+
+
+def estimate(plan: Plan, chip: Chip) -> Estimate:
+    """By the roofline (Williams et al. 2009); a ring all-reduce moves its bytes twice."""
+    moved = sum(size * (2 if kind == "all-reduce" else 1) for kind, size in plan.collectives)
+    return Estimate(plan.flops / chip.flops, plan.traffic / chip.bandwidth, moved / chip.links if plan.chips > 1 else 0)
+
+
+def report(plan: Plan, chip: Chip, unit: str) -> str:
+    """What a person wants to know; unit: what one step does, in words."""
+    time = estimate(plan, chip)
+    groups: dict[str, list[int]] = {}
+    for kind, size in plan.collectives:
+        groups.setdefault(kind, []).append(size)
+    lines = [
+        f"{plan.chips} chips {chip.kind}; {unit}",
+        f"memory of a chip: {gigabytes(plan.memory)} of {gigabytes(chip.memory)} "
+        f"({gigabytes(plan.arguments)} state and data, {gigabytes(plan.temporary)} temporary)",
+        f"arithmetic: {plan.flops / 1e9:,.4g} GFLOP a chip, {1e3 * time.arithmetic:.3g} ms at {chip.flops / 1e12:g} "
+        "TFLOP/s",
+        f"memory traffic: {gigabytes(plan.traffic)} a chip, {1e3 * time.memory:.3g} ms at "
+        f"{chip.bandwidth / 1e9:g} GB/s",
+        "exchange: "
+        + ("; ".join(f"{len(sizes)} {kind}, {sum(sizes) / 1e6:,.3g} MB" for kind, sizes in groups.items()) or "none")
+        + f", {1e3 * time.exchange:.3g} ms at {chip.links / 1e9:g} GB/s",
+        f"estimate: {1e3 * time.step:.3g} ms, at {time.efficiency:.0%} of the speed of chips that need not talk",
+    ]
+    return "\n".join(lines)
+
+
+def check_memory(plan: Plan, chip: Chip, advice: str) -> None:
+    """UserError where a chip's memory is too small."""
+    if plan.memory > chip.memory:
+        needed, there = gigabytes(plan.memory), gigabytes(chip.memory)
+        raise UserError(f"a chip {chip.kind} has {there} of memory, and {needed} are needed: {advice}")
+
+
+def gigabytes(n: float) -> str:
+    return f"{n / 1e9:.3g} GB"

@@ -1,0 +1,60 @@
+"""Tables of many runs."""
+
+import json
+import math
+
+import pytest
+
+from ganstyle_jax import cli, collect
+from ganstyle_jax.files import UserError
+
+
+def write_run(folder, seed, log, **config):
+    folder.mkdir(parents=True)
+    loop = {"seed": seed, "batch_size": 8, "run_dir": str(folder), "devices": seed}
+    description = {"method": "dcgan", "config": {"loss": "hinge", "width": 8} | config, "data": "glyphs", "loop": loop}
+    (folder / "run.json").write_text(json.dumps(description))
+    if log is not None:
+        (folder / "metrics.jsonl").write_text(log)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    write_run(tmp_path / "a" / "0", 0, '{"step": 5, "loss/gen": 9.0}\n{"step": 10, "loss/gen": 1.0}\n')
+    write_run(
+        tmp_path / "a" / "1", 1, '{"step": 10, "loss/gen": 2.0}\n{"step": 10, "diversity": 0.5}\n{"step": 12, "lo'
+    )
+    write_run(tmp_path / "b", 0, '{"step": 10, "loss/gen": 7.0, "warning": "collapsed"}\n', loss="wgan")
+    return tmp_path
+
+
+def test_seeds_become_a_mean_and_a_spread(sweep):
+    a, b = collect.collect([sweep])
+    assert a.settings == {"loss": "hinge"} and b.settings == {"loss": "wgan"}  # nothing else differs but the seed
+    assert a.means == {"loss/gen": 1.5, "diversity": 0.5} and a.steps == (10, 10)
+    assert a.spreads["loss/gen"] == pytest.approx(0.5**0.5) and math.isnan(a.spreads["diversity"])
+    assert b.means == {"loss/gen": 7.0} and math.isnan(b.spreads["loss/gen"])
+
+
+def test_runs_without_a_log_yet(tmp_path):
+    write_run(tmp_path / "a", 0, None)
+    (row,) = collect.collect([tmp_path / "a"])
+    assert row.settings == {} and row.steps == (0,) and row.means == {}
+    assert collect.table([row]).splitlines()[-1] == "| 1 | 0 |"
+
+
+def test_command(sweep, capsys, tmp_path):
+    cli.main(["collect", str(sweep), "--json", str(tmp_path / "table.json")])
+    assert capsys.readouterr().out.splitlines() == [
+        "| loss | runs | steps | loss/gen | diversity |",
+        "| --- | --- | --- | --- | --- |",
+        "| hinge | 2 | 10 | 1.5 ± 0.71 | 0.5 |",
+        "| wgan | 1 | 10 | 7 |  |",
+    ]
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["spreads"]["loss/gen"] for row in rows] == [pytest.approx(0.5**0.5), None]
+
+
+def test_folders_without_runs(tmp_path):
+    with pytest.raises(UserError, match=f"no runs in {tmp_path}"):
+        collect.collect([tmp_path])

@@ -1,0 +1,210 @@
+"""Several processes that do one run: what they compute, how they stop, and that none outlives the others."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ganstyle_jax import processes, runs
+from ganstyle_jax.files import UserError
+from ganstyle_jax.processes import Processes
+
+STEPS = 20
+RUN = ["dcgan", "--image-size=16", "--width=4", "--latent-dim=8", "--batch-size=16", "--dtype=float64"]
+RUN += ["--checkpoint-every=5", "--sample-every=100", "--steps-per-dispatch=5", "--workers=1"]
+
+
+class Job:
+    """`ganstyle train` in several processes on this machine."""
+
+    def __init__(self, place: Path, run_dir: Path, count: int, devices: int, *options: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "ganstyle_jax", "train", *RUN, f"--data={place / 'pictures.npz'}"]
+        command += [f"--run-dir={run_dir}", *options]
+        # The variables of a launcher that runs the tests would be taken for this job's.
+        launched = {name for names in processes.LAUNCHERS.values() for name in names}
+        environment = {name: value for name, value in os.environ.items() if name not in launched} | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(place / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        self.logs = [run_dir.with_name(f"{run_dir.name}.{i}.log") for i in range(count)]
+        self.members = []
+        for i, log in enumerate(self.logs):
+            here = [f"--coordinator=127.0.0.1:{port}", f"--process-count={count}", f"--process-id={i}"]
+            with open(log, "w") as file:
+                self.members.append(
+                    subprocess.Popen(command + (here if count > 1 else []), env=environment, stdout=file, stderr=file)
+                )
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self.members:
+            member.kill()
+            member.wait()
+
+    def wait(self, seconds: float = 300) -> list[int]:
+        """Exit statuses."""
+        end = time.monotonic() + seconds
+        return [member.wait(max(0.1, end - time.monotonic())) for member in self.members]
+
+    def said(self) -> str:
+        return "\n".join(log.read_text() for log in self.logs)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with pictures.npz, and with the compiled programs that all these processes share."""
+    folder = tmp_path_factory.mktemp("place")
+    pictures = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 1), np.uint8)
+    np.savez(folder / "pictures.npz", images=pictures)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place, tmp_path_factory) -> Path:
+    """All steps in one process with four devices."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    with Job(place, run_dir, 1, 4, f"--steps={STEPS}") as job:
+        assert job.wait() == [0], job.said()
+    return run_dir
+
+
+def assert_same_run(run_dir: Path, other: Path) -> None:
+    """In float64 and up to the order of sums."""
+    with jax.enable_x64(True):
+        one, two = runs.load(run_dir), runs.load(other)
+        assert one.step == two.step == STEPS
+        for a, b in zip(jax.tree.leaves(one.state), jax.tree.leaves(two.state), strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=1e-9)
+
+
+def log_lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "count, options",
+    [(2, []), (4, ["--shard-state", "--data-on-device=yes"])],
+    ids=["2", "4-sharded-resident"],
+)
+def test_processes_compute_what_one_does(place, undisturbed, tmp_path, count, options):
+    with Job(place, tmp_path / "run", count, 4 // count, f"--steps={STEPS}", *options) as job:
+        assert job.wait() == [0] * count, job.said()
+    assert_same_run(undisturbed, tmp_path / "run")
+    # One process writes for people, and what one alone would have written.
+    assert [line["step"] for line in log_lines(tmp_path / "run")] == [line["step"] for line in log_lines(undisturbed)]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(p.name for p in undisturbed.iterdir())
+    assert "steps done" in job.logs[0].read_text() and "steps done" not in job.logs[1].read_text()
+
+
+@pytest.mark.slow
+def test_the_others_leave_when_one_is_killed_and_fewer_go_on(place, undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    with Job(place, run_dir, 4, 1, "--steps=100000", "--keep-checkpoints=1000") as job:
+        while not (run_dir / "checkpoints" / "5.sha256.json").exists():
+            assert all(member.poll() is None for member in job.members), job.said()
+            time.sleep(0.1)
+        job.members[2].send_signal(signal.SIGKILL)
+        then = time.monotonic()
+        statuses = job.wait(60)
+        assert time.monotonic() - then < 60
+        assert statuses[2] == -signal.SIGKILL and 0 not in statuses
+        assert "another process has died" in job.said() or "another task died" in job.said()
+    for sums in (run_dir / "checkpoints").glob("*.sha256.json"):  # those that it was fast enough to write
+        if int(sums.name.split(".")[0]) >= STEPS:
+            sums.unlink()
+    with Job(place, run_dir, 2, 2, f"--steps={STEPS}", "--resume=auto") as job:
+        assert job.wait() == [0, 0], job.said()
+        assert "resuming" in job.logs[0].read_text()
+    assert_same_run(undisturbed, run_dir)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_at_the_same_step(place, undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    with Job(place, run_dir, 2, 2, "--steps=100000", "--checkpoint-every=1000000") as job:
+        while not (run_dir / "metrics.jsonl").exists():
+            assert all(member.poll() is None for member in job.members), job.said()
+            time.sleep(0.1)
+        job.members[1].send_signal(signal.SIGTERM)
+        assert job.wait(60) == [143, 143], job.said()
+        assert "SIGTERM received: saved step" in job.logs[0].read_text()
+    with jax.enable_x64(True):
+        assert runs.load(run_dir).step > 0
+
+
+@pytest.mark.slow
+def test_who_comes_alone_says_so(place, tmp_path):
+    job = Job(place, tmp_path / "run", 2, 1, "--steps=1", "--join-timeout=3")
+    job.members[1].kill()
+    with job:
+        assert job.wait(60)[0] != 0
+        assert "did not meet at 127.0.0.1" in job.logs[0].read_text()
+
+
+@pytest.mark.parametrize(
+    "environment, name",
+    [
+        ({}, None),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}, "Slurm"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),  # an interactive shell
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
+        ({"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # jax[k8s] is not installed
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a pod by itself
+        ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "a,b"}, "Cloud TPU"),
+        ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ],
+)
+def test_launchers_are_known(environment, name):
+    assert processes.launcher(environment) == name
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"coordinator": "a:1"}, "--process-count, --process-id is missing"),
+        ({"process_id": 0}, "--coordinator, --process-count is missing"),
+        ({"coordinator": "a", "process_count": 2, "process_id": 0}, "HOST:PORT such as node1:1234, got 'a'"),
+        ({"coordinator": "a:1", "process_count": 2, "process_id": 2}, "from 0 to 1, below process_count, got 2"),
+        ({"coordinator": "a:1", "process_count": 2, "process_id": 0, "distributed": "no"}, "distributed is no"),
+        ({"join_timeout": 0}, "join_timeout must be at least 1 second, got 0"),
+    ],
+)
+def test_refusals(given, message):
+    with pytest.raises(ValueError, match=message):
+        Processes(**given)
+
+
+def test_alone_there_is_nothing_to_agree_upon():
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("batch",))
+    now = [1, -2]
+    read = processes.agree(lambda: now, mesh)
+    now = [3, -4]
+    assert read() == [3, -4] and processes.decided_by_first(lambda: 7) == 7
+    processes.together("nobody else")
+    with pytest.raises(UserError, match="as it was"), processes.leaving_together():
+        raise UserError("as it was")
+
+
+def test_what_a_process_says_when_it_leaves():
+    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:1")
+    assert "process 0 of 1: error: another process has died" in processes.farewell(lost)
+    assert "--resume auto" in processes.farewell(lost)
+    assert processes.farewell(UserError("no such file.")) == "ganstyle: process 0 of 1: error: no such file."
+    assert "ZeroDivisionError" in processes.farewell(ZeroDivisionError("ours"))
+    assert not processes.is_lost_connection(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
