@@ -1,12 +1,15 @@
 """Kills a training run at random moments, many times, and checks that nothing is lost.
 
     python experiments/kills.py                      # 30 kills
+    python experiments/kills.py --processes 2 --kills 100 --steps 5000 --json kills_processes.json
 
 A run is trained undisturbed first. A second one with the same settings is sent SIGKILL at random moments, started again
 with `--resume auto` each time, and after the last kill left alone to its end. Checkpoints are written so often that
 many kills fall into a write. After each kill every complete checkpoint is compared with its SHA-256 sums, by code of
-this file, and the next life must go on from the newest one. At the end the SHA-256 of the state (weights, statistics,
-optimizers, step) must equal the undisturbed run's. Ends with exit status 1 if anything was damaged, lost or different.
+this file, and the next life must go on from the newest one. With `--processes` the run is one of several processes, of
+which any one is killed: the others must end by themselves within a minute, and not with status 0. At the end the
+SHA-256 of the state (weights, statistics, optimizers, step) must equal the undisturbed run's. Ends with exit status 1
+if anything was damaged, lost or different.
 """
 
 import dataclasses
@@ -15,6 +18,7 @@ import json
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +37,7 @@ import machine
 
 FIRST_STEP = "first training step"  # what the program says once it has trained one
 EARLY = 0.1  # share of the kills that fall between the start of a program and its first step
+PARTING = 60.0  # seconds that the processes may take to end when one of them was killed
 LIMIT = 600.0  # seconds from the start of a program to its first step, and then to its end
 
 
@@ -47,6 +52,7 @@ class Settings:
     image_size: int = 16  # pixels
     width: int = 16  # channels of the finest hidden layer
     batch_size: int = 16  # images in a step
+    processes: int = 1  # that do the run together, a device each
     json: Path | None = Path("kills.json")  # file for the record; a bare name goes into experiments/results/
 
 
@@ -93,7 +99,7 @@ def compare(settings: Settings, folder: Path) -> dict[str, Any]:
             start_up = life.wait_for_first_step()
             life.wait_for_checkpoint(disturbed, target)
             time.sleep(rng.uniform(0, 2 * interval))
-        if not life.kill():
+        if not life.kill(rng.randrange(settings.processes)):
             raise UserError(f"the run ended after {number} of {settings.kills} kills: give it more --steps")
 
         new = entries(disturbed) - known
@@ -111,6 +117,7 @@ def compare(settings: Settings, folder: Path) -> dict[str, Any]:
                 "before_the_sums": bool(unfinished) and int(unfinished[-1]) > (newest or 0),
                 "newest_checkpoint": newest,
             }
+            | ({"others_left_after": round(life.parting, 2)} if settings.processes > 1 else {})
         )
         print(f"kill {number + 1}: {json.dumps(moments[-1])}", flush=True)
 
@@ -140,15 +147,30 @@ class Life:
 
     def __init__(self, settings: Settings, run_dir: Path, folder: Path):
         command = [sys.executable, "-m", "ganstyle_jax", "train", "dcgan", "--data", "glyphs", "--resume", "auto"]
-        command += ["--run-dir", str(run_dir), "--sample-every", str(settings.steps), "--devices", "1"]
+        command += ["--run-dir", str(run_dir), "--sample-every", str(settings.steps)]
         for name in ("steps", "checkpoint_every", "image_size", "width", "batch_size"):
             command += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-        self.log = folder / "log.txt"
+        self.logs = [folder / f"log{i}.txt" for i in range(settings.processes)]
         # A compilation cache of its own: the first life compiles, the others start quickly.
         environment = os.environ | {"GANSTYLE_HOME": str(folder)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        self.members = []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        for i, path in enumerate(self.logs):
+            together = ["--coordinator", coordinator, "--process-count", str(len(self.logs)), "--process-id", str(i)]
+            together += ["--join-timeout", str(int(PARTING / 2))]
+            alone = ["--devices", "1"]
+            with open(path, "w") as log:
+                self.members.append(
+                    subprocess.Popen(
+                        command + (together if len(self.logs) > 1 else alone),
+                        **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment},
+                    )
+                )
+        self.process = self.members[0]  # whose word counts
+        self.parting = 0.0  # seconds that the others took to end after a kill
         self.started = time.perf_counter()
 
     @property
@@ -156,13 +178,13 @@ class Life:
         return time.perf_counter() - self.started
 
     def text(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.logs[0].read_text(errors="replace")
 
     def wait_for_first_step(self) -> float:
         """Seconds from the start to the first step. Raises UserError if the program fails or takes too long."""
         while FIRST_STEP not in self.text() and self.process.poll() is None:
             if self.seconds > LIMIT:
-                self.process.kill()
+                self.end()
                 raise UserError(f"no training step within {LIMIT:.0f} s: {self.text()[-500:]}")
             time.sleep(0.01)
         if self.process.poll() not in (None, 0):
@@ -182,19 +204,34 @@ class Life:
         try:
             status = self.process.wait(LIMIT)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.end()
             raise UserError(f"training did not end within {LIMIT:.0f} s: give it fewer --steps") from None
         if status != 0:
             raise UserError(f"training failed with exit status {status}: {self.text()[-500:]}")
         return time.perf_counter() - start
 
-    def kill(self) -> bool:
-        """Sends SIGKILL; False if the program had come to its end. Raises UserError if it had failed."""
-        self.process.kill()
-        status = self.process.wait()
+    def kill(self, victim: int) -> bool:
+        """Sends SIGKILL to one process; False if it had come to its end. Raises UserError if it or another failed."""
+        killed = self.members[victim]
+        killed.kill()
+        status = killed.wait()
         if status not in (0, -9):
             raise UserError(f"training failed with exit status {status}: {self.text()[-500:]}")
+        start = time.perf_counter()
+        for i, member in enumerate(self.members):
+            try:
+                other = member.wait(max(0.1, start + PARTING - time.perf_counter()))
+            except subprocess.TimeoutExpired:
+                self.end()
+                raise UserError(f"process {i} went on for {PARTING:.0f} s after process {victim} was killed") from None
+            if status == -9 and other == 0:
+                raise UserError(f"process {i} ended with status 0 though process {victim} was killed")
+        self.parting = time.perf_counter() - start
         return status == -9
+
+    def end(self) -> None:
+        for member in self.members:
+            member.kill()
 
     def resumed_at(self) -> int | None:
         """The step that the program says it goes on from; None if it has not said so."""

@@ -225,6 +225,7 @@ def train(
 
 def stylize(args: list[str]) -> None:
     """`ganstyle stylize CONTENT STYLE ...`: the flags are the fields of two dataclasses."""
+    from ganstyle_jax import processes
     from ganstyle_jax import stylize as program
     from ganstyle_jax.style import gatys
 
@@ -238,6 +239,7 @@ def stylize(args: list[str]) -> None:
             ("content", Annotated[tyro.conf.Positional[Path], content_help]),
             ("styles", Annotated[tyro.conf.Positional[tuple[Path, ...]], styles_help]),
             ("settings", program.Settings, dataclasses.field(default=program.Settings())),
+            ("processes", processes.Processes, dataclasses.field(default=processes.Processes())),
             ("config", gatys.Config, dataclasses.field(default=gatys.Config())),
         ],
         frozen=True,
@@ -248,7 +250,9 @@ def stylize(args: list[str]) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     use_cache()
-    program.run(chosen.content, chosen.styles, chosen.config, chosen.settings)
+    processes.join(chosen.processes)
+    with processes.leaving_together():
+        program.run(chosen.content, chosen.styles, chosen.config, chosen.settings)
 
 
 UNWRITABLE = (

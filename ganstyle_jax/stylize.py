@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tyro
 
-from ganstyle_jax import images, pictures, weights
+from ganstyle_jax import images, pictures, processes, weights
 from ganstyle_jax.files import UserError, atomic_path
 from ganstyle_jax.style import colours, gatys, memory
 
@@ -81,7 +81,11 @@ def run(content: Path, styles: tuple[Path, ...], cfg: gatys.Config, settings: Se
     """
     orders = plan(content, styles, cfg, settings)
     network, params = load_network(cfg, settings)
-    devices = jax.devices() if settings.parallel != "none" else jax.devices()[:1]
+    if settings.parallel == "rows":
+        devices = jax.devices()
+    else:  # every process makes its own pictures
+        orders = orders[jax.process_index() :: jax.process_count()]
+        devices = jax.local_devices() if settings.parallel == "pictures" else jax.local_devices()[:1]
     read = functools.cache(read_picture)  # what pictures that are made together share is read once for them
     groups = survey(orders, cfg, network, settings, read if len(orders) == 1 else read_picture)
     ways = {shape: fit(network, cfg, shape, len(group), settings, devices) for shape, group in groups.items()}
@@ -277,7 +281,11 @@ def fit(
     rows = len(devices) if settings.parallel == "rows" else 1
     used = devices if rows > 1 else devices[:count]
     try:
-        fitted, each = memory.fit(network, cfg, shape, memory.available(used), rows, regions=len(settings.content_mask))
+        here = [device for device in used if device.process_index == jax.process_index()]
+        free = memory.available(here)
+        if rows > 1:  # all processes must come to the same conclusion
+            free = processes.decided_by_first(lambda: free >> 20) << 20
+        fitted, each = memory.fit(network, cfg, shape, free, rows, regions=len(settings.content_mask))
     except (memory.DoesNotFitError, ValueError) as error:
         raise UserError(str(error)) from error
     if fitted.tile != cfg.tile:
@@ -328,11 +336,13 @@ class Journal:
         self.own = [piece.content for piece in pieces]  # the contents, at the present size where that was asked for
         self.frames: list[np.ndarray] = []
         self.saved = 0
+        self.writes = settings.parallel != "rows" or processes.is_first()  # of a picture that processes share, one does
 
     def __enter__(self) -> "Journal":
         from tqdm import tqdm
 
-        self.bar = tqdm(total=100, unit="%", bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
+        shown = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        self.bar = tqdm(total=100, unit="%", bar_format=shown, disable=not self.writes)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -340,6 +350,8 @@ class Journal:
 
     def record(self, progress: list[gatys.Progress]) -> None:
         """The callback of `gatys.stylize_many`."""
+        if not self.writes:
+            return
         for i, told in enumerate(progress):
             self._log(i, told)
         (height, width), done = progress[0].shape, min(steps[-1]["evaluations"] for steps in self.steps)
@@ -385,6 +397,8 @@ class Journal:
 
     def write(self, made: Sequence[np.ndarray]) -> None:
         """The pictures, then what was asked for beside them, and a line for the person at the terminal."""
+        if not self.writes:
+            return
         for i, (piece, picture) in enumerate(zip(self.pieces, made, strict=True)):
             piece.order.out.parent.mkdir(parents=True, exist_ok=True)
             pictures.write_picture(piece.order.out, self._coloured(i, picture))

@@ -54,7 +54,8 @@ class Canvas:
         array = np.pad(np.asarray(array), widths)
         if self.mesh is None:
             return jnp.asarray(array)
-        return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "rows")))
+        sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "rows"))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def share(self, tree: Any) -> Any:
         """Within `jit`: what has the array's rows, (..., h, w, c), lies on the devices as they do."""
@@ -76,7 +77,15 @@ class Canvas:
 
     def crop(self, array: Any) -> np.ndarray:
         """The image in an array (h, w, c) or (b, h, w, c)."""
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:  # other processes have rows of it
+            assert self.mesh is not None
+            array = _gathered(self.mesh)(array)
         return np.asarray(array)[..., : self.extent[0], : self.extent[1], :]
+
+
+@functools.cache
+def _gathered(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def whole(extent: Sequence[int]) -> Canvas:

@@ -68,6 +68,7 @@ def check_record(record: dict, contestants: list[str]) -> dict:
     return result
 
 
+@pytest.mark.slow
 def test_times_float32_after_parity(torch_installed, tmp_path):
     compiler = shutil.which("g++") or shutil.which("clang++")  # torch.compile needs one on a CPU
     compiled = [] if compiler else ["--no-compiled"]

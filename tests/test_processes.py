@@ -22,15 +22,19 @@ RUN = ["dcgan", "--image-size=16", "--width=4", "--latent-dim=8", "--batch-size=
 RUN += ["--checkpoint-every=5", "--sample-every=100", "--steps-per-dispatch=5", "--workers=1"]
 
 
-class Job:
-    """`ganstyle train` in several processes on this machine."""
+def training(place: Path, run_dir: Path, *options: str) -> list[str]:
+    """The command for one process."""
+    command = [sys.executable, "-m", "ganstyle_jax", "train", *RUN, f"--data={place / 'pictures.npz'}"]
+    return [*command, f"--run-dir={run_dir}", *options]
 
-    def __init__(self, place: Path, run_dir: Path, count: int, devices: int, *options: str):
+
+class Job:
+    """A command in several processes on this machine; what they say goes to files beside `name`."""
+
+    def __init__(self, place: Path, name: Path, count: int, devices: int, command: list[str]):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "ganstyle_jax", "train", *RUN, f"--data={place / 'pictures.npz'}"]
-        command += [f"--run-dir={run_dir}", *options]
         # The variables of a launcher that runs the tests would be taken for this job's.
         launched = {name for names in processes.LAUNCHERS.values() for name in names}
         environment = {name: value for name, value in os.environ.items() if name not in launched} | {
@@ -38,8 +42,9 @@ class Job:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": str(place / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
         }
-        self.logs = [run_dir.with_name(f"{run_dir.name}.{i}.log") for i in range(count)]
+        self.logs = [name.with_name(f"{name.name}.{i}.log") for i in range(count)]
         self.members = []
         for i, log in enumerate(self.logs):
             here = [f"--coordinator=127.0.0.1:{port}", f"--process-count={count}", f"--process-id={i}"]
@@ -78,7 +83,7 @@ def place(tmp_path_factory) -> Path:
 def undisturbed(place, tmp_path_factory) -> Path:
     """All steps in one process with four devices."""
     run_dir = tmp_path_factory.mktemp("alone") / "run"
-    with Job(place, run_dir, 1, 4, f"--steps={STEPS}") as job:
+    with Job(place, run_dir, 1, 4, training(place, run_dir, f"--steps={STEPS}")) as job:
         assert job.wait() == [0], job.said()
     return run_dir
 
@@ -103,7 +108,9 @@ def log_lines(run_dir: Path) -> list[dict]:
     ids=["2", "4-sharded-resident"],
 )
 def test_processes_compute_what_one_does(place, undisturbed, tmp_path, count, options):
-    with Job(place, tmp_path / "run", count, 4 // count, f"--steps={STEPS}", *options) as job:
+    with Job(
+        place, tmp_path / "run", count, 4 // count, training(place, tmp_path / "run", f"--steps={STEPS}", *options)
+    ) as job:
         assert job.wait() == [0] * count, job.said()
     assert_same_run(undisturbed, tmp_path / "run")
     # One process writes for people, and what one alone would have written.
@@ -112,10 +119,57 @@ def test_processes_compute_what_one_does(place, undisturbed, tmp_path, count, op
     assert "steps done" in job.logs[0].read_text() and "steps done" not in job.logs[1].read_text()
 
 
+ROWS = """
+import sys
+import jax
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+from ganstyle_jax import processes
+from ganstyle_jax.style import gatys
+from ganstyle_jax.vgg import VGG
+
+jax.config.update("jax_enable_x64", True)
+processes.join(tyro.cli(processes.Processes, args=sys.argv[2:]))
+network = VGG(((4, 4), (8,)), padding="reflect", dtype="float64", platform="xla")
+layers = {"content_layers": ("relu2_1",), "style_layers": ("relu1_1", "relu2_1")}
+cfg = gatys.Config(size=70, smallest=50, steps=12, **layers)
+content, style = (np.random.default_rng(i).uniform(-1, 1, (61, 70, 3)) for i in range(2))
+params = jax.tree.map(lambda x: np.asarray(x, np.float64), network.init(jax.random.key(0)))
+with processes.leaving_together():
+    # Pictures are resized in float32, so this begins where `stylize` has done that.
+    mesh = Mesh(np.asarray(jax.devices()), ("rows",))
+    targets = gatys.make_targets(network, params, content, [style], cfg, mesh=mesh)
+    first = targets.canvas.put(content)
+    value, gradient, _ = gatys.evaluate(network, params, targets, first, cfg)
+    at = gatys.start(first, value, gradient, cfg, canvas=targets.canvas)
+    at, _, _ = gatys.advance(network, params, targets, at, np.int32(cfg.steps), cfg)
+    made = targets.canvas.crop(gatys.picture_of(at, cfg, targets.canvas))
+    stylized = gatys.stylize(jax.random.key(0), content, [style], cfg, network, params, devices=jax.devices())
+    if processes.is_first():
+        np.savez(sys.argv[1], made=made, stylized=stylized, loss=np.asarray(at.value))
+"""
+
+
+@pytest.mark.slow
+def test_rows_of_a_picture_shared_by_processes(place, tmp_path):
+    (tmp_path / "rows.py").write_text(ROWS)
+    made = []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.npz"
+        with Job(place, out, count, 4 // count, [sys.executable, str(tmp_path / "rows.py"), str(out)]) as job:
+            assert job.wait() == [0] * count, job.said()
+        made.append(np.load(out))
+    for name, tolerance in (("made", 1e-9), ("loss", 1e-9), ("stylized", 1e-5)):  # the last one in float32
+        np.testing.assert_allclose(made[0][name], made[1][name], rtol=0, atol=tolerance)
+    assert made[0]["stylized"].shape == (61, 70, 3) and np.abs(made[0]["stylized"]).max() <= 1
+    assert np.abs(made[0]["made"] - made[0]["stylized"]).max() > 1e-3
+
+
 @pytest.mark.slow
 def test_the_others_leave_when_one_is_killed_and_fewer_go_on(place, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
-    with Job(place, run_dir, 4, 1, "--steps=100000", "--keep-checkpoints=1000") as job:
+    with Job(place, run_dir, 4, 1, training(place, run_dir, "--steps=100000", "--keep-checkpoints=1000")) as job:
         while not (run_dir / "checkpoints" / "5.sha256.json").exists():
             assert all(member.poll() is None for member in job.members), job.said()
             time.sleep(0.1)
@@ -128,7 +182,7 @@ def test_the_others_leave_when_one_is_killed_and_fewer_go_on(place, undisturbed,
     for sums in (run_dir / "checkpoints").glob("*.sha256.json"):  # those that it was fast enough to write
         if int(sums.name.split(".")[0]) >= STEPS:
             sums.unlink()
-    with Job(place, run_dir, 2, 2, f"--steps={STEPS}", "--resume=auto") as job:
+    with Job(place, run_dir, 2, 2, training(place, run_dir, f"--steps={STEPS}", "--resume=auto")) as job:
         assert job.wait() == [0, 0], job.said()
         assert "resuming" in job.logs[0].read_text()
     assert_same_run(undisturbed, run_dir)
@@ -137,7 +191,7 @@ def test_the_others_leave_when_one_is_killed_and_fewer_go_on(place, undisturbed,
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_the_same_step(place, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
-    with Job(place, run_dir, 2, 2, "--steps=100000", "--checkpoint-every=1000000") as job:
+    with Job(place, run_dir, 2, 2, training(place, run_dir, "--steps=100000", "--checkpoint-every=1000000")) as job:
         while not (run_dir / "metrics.jsonl").exists():
             assert all(member.poll() is None for member in job.members), job.said()
             time.sleep(0.1)
@@ -150,7 +204,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(place, undisturbed, tmp_path
 
 @pytest.mark.slow
 def test_who_comes_alone_says_so(place, tmp_path):
-    job = Job(place, tmp_path / "run", 2, 1, "--steps=1", "--join-timeout=3")
+    job = Job(place, tmp_path / "run", 2, 1, training(place, tmp_path / "run", "--steps=1", "--join-timeout=3"))
     job.members[1].kill()
     with job:
         assert job.wait(60)[0] != 0

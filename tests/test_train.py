@@ -163,6 +163,7 @@ def test_dcgan_is_the_same_on_any_devices(pictures, tmp_path, discriminator_step
         assert farthest(one, many) < 1e-10, parallel
 
 
+@pytest.mark.slow
 def test_small_wgan_is_the_same_on_any_devices(pictures, tmp_path):
     cfg = small_wgan.Config(latent_dim=4, width=8, dtype="float64")
     one = train(tmp_path / "one", pictures, cfg=cfg)

@@ -441,6 +441,7 @@ def networks(draw):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(networks(), *[st.tuples(st.integers(0, 7), st.integers(0, 6), st.booleans())] * 2, st.integers(0, 99))
 def test_image_within_a_larger_array(network, rows, columns, seed):

@@ -7,7 +7,7 @@
 #
 #   --loss non_saturating
 #   --loss hinge
-#   --loss wgan_gp --discriminator-learning-rate 1e-4
+#   --loss wasserstein --gradient-penalty 10
 #
 # Task t takes line t / 5 with seed t % 5. `ganstyle collect runs/sweep` makes one table of all of them.
 #

@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ganstyle_jax import images, losses, tiles, vgg
+from ganstyle_jax import images, losses, processes, tiles, vgg
 from ganstyle_jax.tiles import Canvas
 from ganstyle_jax.vgg import VGG, Network, Params
 
@@ -126,9 +126,9 @@ class Targets:
     content: dict[str, jax.Array]  # features (h, w, c)
     style: dict[str, Moments]
     factors: dict[str, jax.Array]  # of the styles' covariances, (regions, c, c); empty unless by Wasserstein distance
-    share: jax.Array  # (regions,), how much each counts
+    share: jax.Array | np.ndarray  # (regions,), how much each counts
     regions: dict[str, jax.Array]  # masks (regions, h, w, 1) from 0 to 1 by style layer, or empty
-    areas: dict[str, jax.Array]  # their sums, (regions,)
+    areas: dict[str, jax.Array | np.ndarray]  # their sums, (regions,)
     inside: dict[str, jax.Array]  # masks (1, h, w, 1) by content layer, or empty
     canvas: Canvas = flax.struct.field(pytree_node=False)
 
@@ -204,7 +204,7 @@ def loss_terms(
     return terms
 
 
-def means(total: Moments, areas: jax.Array) -> Moments:
+def means(total: Moments, areas: jax.Array | np.ndarray) -> Moments:
     return Moments(total.mean / areas[:, None], total.gram / areas[:, None, None])
 
 
@@ -269,9 +269,9 @@ def make_targets(
         content=features,
         style=style,
         factors=factors,
-        share=jnp.asarray(share, jnp.float32),
+        share=np.asarray(share, np.float32),
         regions={} if whole and masks is None else {layer: regions[layer] for layer in cfg.style_layers},
-        areas={layer: jnp.asarray(areas[layer]) for layer in cfg.style_layers},
+        areas={layer: areas[layer] for layer in cfg.style_layers},
         inside={} if whole else inside,
         canvas=canvas,
     )
@@ -735,8 +735,11 @@ def _stylize(
     pictures: Mesh | None = None,
 ) -> list[np.ndarray]:
     network.check(cfg.layers)
-    if rows is None:  # whose borders XLA exchanges for plain convolutions only without gathering all of them
+    if rows is None:
         params = vgg.prepare(network, params)
+    else:  # of plain convolutions XLA exchanges the borders without gathering all of them
+        everywhere = NamedSharding(rows, PartitionSpec())
+        params = jax.tree.map(lambda x: processes.put(x, everywhere), params)
     shapes = shapes_of(jobs[0].content.shape, cfg, network)
     work = np.cumsum([0.0] + [float(np.prod(shape)) for shape in shapes])
     # One picture by itself has no axis for pictures: the compiler does better without.
@@ -766,6 +769,8 @@ def _stylize(
             at, evaluations, values = advance(network, params, targets, at, until, cfg, pictures)
             now = _done(at, cfg)
             pace = max(1, min(64, int((now - done) / (time.perf_counter() - then))))
+            if rows is not None:  # the slowest process' pace is that of all
+                pace = -processes.agree(lambda pace=pace: [-pace], rows)()[0]
             image = picture_of(at, cfg, canvas)
             last = now >= cfg.steps
             if last:

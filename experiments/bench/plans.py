@@ -1,0 +1,85 @@
+"""What training and style transfer take on slices of TPUs, by the TPUs' own compiler: the README's table.
+
+    pip install -e '.[tpu-plan]'
+    JAX_PLATFORMS=cpu python experiments/bench/plans.py
+
+No TPU is needed. Compiles the true training step of DCGAN (width 64, bfloat16) and an evaluation of style transfer
+(VGG-19 in bfloat16, rows shared among the chips) for each slice. Memory, FLOPs and exchanged bytes are the compiler's;
+the times are a roofline estimate, see ganstyle_jax/plan.py. Hardware: any; half an hour on two cores. No data.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+import tyro
+
+from ganstyle_jax import cli, plan, train, vgg
+from ganstyle_jax.files import UserError
+from ganstyle_jax.gan import dcgan
+from ganstyle_jax.style import gatys
+
+VGG = dataclasses.replace(vgg.VGG19, dtype="bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which slices and which work."""
+
+    topologies: tuple[str, ...] = ("v5e:2x4", "v5e:16x16", "v5p:4x4x4")
+    # dcgan SIZE with `batch` images, and gatys SIZE, by turns
+    work: tuple[str, ...] = ("dcgan", "64", "dcgan", "256", "gatys", "4096", "gatys", "8192")
+    batch: int = 8192  # images of DCGAN's global batch
+    json: Path | None = Path("plans.json")  # file for the record; a bare name goes into experiments/results/
+
+
+def main(settings: Settings) -> None:
+    record: dict[str, Any] = machine.describe() | {
+        "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "libtpu")),
+        "settings": dataclasses.asdict(settings) | {"json": str(settings.json)},
+        "plans": [],
+    }
+    names = iter(settings.work)
+    for kind, size in zip(names, names, strict=True):
+        for topology in settings.topologies:
+            start = time.perf_counter()
+            chip, devices = plan.topology_devices(topology)
+            try:
+                if kind == "dcgan":
+                    cfg = dcgan.Config(image_size=int(size), channels=3, dtype="bfloat16")
+                    made = plan.plan_training(dcgan, cfg, train.Loop(batch_size=settings.batch), devices)
+                else:
+                    made = plan.plan_style(VGG, gatys.Config(size=int(size)), (int(size), int(size)), devices)
+            except (UserError, ValueError) as error:
+                record["plans"].append({"work": f"{kind} {size}", "topology": topology, "refused": str(error)})
+                print(f"{kind} {size} on {topology}: {error}", flush=True)
+                continue
+            found = plan.estimate(made, chip)
+            exchanged: dict[str, list[int]] = {}
+            for what, bytes_of in made.collectives:
+                exchanged.setdefault(what, []).append(bytes_of)
+            record["plans"].append(
+                {
+                    "work": f"{kind} {size}",
+                    "topology": topology,
+                    "chips": made.chips,
+                    "memory_bytes": made.memory,
+                    "fits": made.memory <= chip.memory,
+                    "flops": made.flops,
+                    "traffic_bytes": made.traffic,
+                    "collectives": {what: {"count": len(of), "bytes": sum(of)} for what, of in exchanged.items()},
+                    "milliseconds": 1e3 * found.step,
+                    "efficiency": found.efficiency,
+                    "compile_seconds": round(time.perf_counter() - start, 1),
+                }
+            )
+            print(f"{kind} {size} on {topology}:\n{plan.report(made, chip, 'one step')}\n", flush=True)
+    if settings.json is not None:
+        print(f"record: {machine.write_record(settings.json, record)}")
+
+
+if __name__ == "__main__":
+    with cli.errors_for_people():
+        main(tyro.cli(Settings, description=__doc__))
