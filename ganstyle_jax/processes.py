@@ -205,11 +205,7 @@ def leaving_together() -> Iterator[None]:
     except BaseException as error:
         if not several():
             raise
-        print(farewell(error), file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(
-            130 if isinstance(error, KeyboardInterrupt) else 1
-        )  # the usual way out waits for all processes, and aborts when they do not come
+        _leave(farewell(error), 130 if isinstance(error, KeyboardInterrupt) else 1)
     if several():
         jax.distributed.shutdown()
 
