@@ -75,6 +75,7 @@ def describe(method: ModuleType, cfg: Any, data: str, loop: Any) -> dict:
         "versions": {"ganstyle_jax": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
     }
 
 
