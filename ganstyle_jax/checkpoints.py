@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ganstyle_jax import processes
-from ganstyle_jax.files import UserError, atomic_path
+from ganstyle_jax.files import UserError, atomic_path, first_line
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Checkpoints:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         raise UserError(
             f"checkpoint {step} could not be written to {self.folder} "
-            f"({'the disk is full' if full else _first_line(error)}); "
+            f"({'the disk is full' if full else first_line(error)}); "
             + (f"the last good one is step {last[0]}. " if last else "there is none yet. ")
             + f"{'Free some room' if full else 'Put that right'} and run the same command with --resume auto"
         ) from error
@@ -248,10 +248,6 @@ def _files(folder: Path) -> list[str]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _quiet() -> None:

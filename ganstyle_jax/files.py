@@ -46,3 +46,8 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in at most one line of 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -18,8 +18,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ganstyle_jax import data, layers, train
-from ganstyle_jax.files import UserError
-from ganstyle_jax.style import gatys
+from ganstyle_jax.files import UserError, first_line
+from ganstyle_jax.style import gatys, memory
+from ganstyle_jax.style.memory import gigabytes
 from ganstyle_jax.vgg import VGG
 
 
@@ -32,14 +33,13 @@ class Chip:
     memory: float  # bytes
     bandwidth: float  # bytes of memory a second
     links: float  # bytes a second to other chips, over all links
-    hosts: int  # chips of a host, of a slice with several
 
 
 CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1228e9, 2400e9 / 8, 4),
-    "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 1600e9 / 8, 8),
-    "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 4800e9 / 8, 4),
-    "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 3584e9 / 8, 8),
+    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1228e9, 2400e9 / 8),
+    "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 1600e9 / 8),
+    "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 4800e9 / 8),
+    "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 3584e9 / 8),
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
@@ -80,8 +80,7 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
             raise UserError(
                 "the TPU compiler is not installed: pip install 'ganstyle_jax[tpu-plan]', which needs no TPU"
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"there is no topology {name}: {reason}") from error
+        raise UserError(f"there is no topology {name}: {first_line(error)}") from error
 
 
 def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Iterable[Any]) -> Plan:
@@ -137,19 +136,17 @@ def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices:
         lowered = gatys.evaluate.lower(network, params, targets, array((*canvas.shape, 3), 0), cfg)
         plan = _plan(lowered.compile(), mesh.size)
     # The optimizer's memory lies beside it: images, of which each chip has its rows.
-    kept = 2 * cfg.memory + 6 if cfg.optimizer == "lbfgs" else 8
-    return dataclasses.replace(
-        plan, arguments=plan.arguments + kept * 12 * canvas.shape[0] * canvas.shape[1] // mesh.size
-    )
+    pixels = canvas.shape[0] * canvas.shape[1] // mesh.size
+    return dataclasses.replace(plan, arguments=plan.arguments + memory.images_kept(cfg) * memory.PIXEL * pixels)
 
 
 def _plan(compiled: Any, chips: int) -> Plan:
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    planned, cost = compiled.memory_analysis(), compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     return Plan(
         chips,
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        memory.temp_size_in_bytes,
+        planned.argument_size_in_bytes + planned.output_size_in_bytes - planned.alias_size_in_bytes,
+        planned.temp_size_in_bytes,
         cost.get("flops", 0.0),
         cost.get("bytes accessed", 0.0),
         tuple(collectives(compiled.as_text())),
@@ -225,7 +222,3 @@ def check_memory(plan: Plan, chip: Chip, advice: str) -> None:
     if plan.memory > chip.memory:
         needed, there = gigabytes(plan.memory), gigabytes(chip.memory)
         raise UserError(f"a chip {chip.kind} has {there} of memory, and {needed} are needed: {advice}")
-
-
-def gigabytes(n: float) -> str:
-    return f"{n / 1e9:.3g} GB"

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ganstyle_jax.files import UserError
+from ganstyle_jax.files import UserError, first_line
 
 HEARTBEAT = 15  # seconds of silence after which a process counts as dead
 # Environment variables that launchers set for the processes of a job: which one this is, and how many there are.
@@ -109,7 +109,7 @@ def join(processes: Processes) -> None:
                 "no cluster was detected: give --coordinator HOST:PORT, --process-count and --process-id, or "
                 "--distributed no"
             ) from error
-        raise UserError(f"{alone} ({_first_line(error)})") from error
+        raise UserError(f"{alone} ({first_line(error)})") from error
     finally:
         watch.cancel()
 
@@ -219,7 +219,7 @@ def farewell(error: BaseException) -> str:
         return f"{who}: stopped."
     if is_lost_connection(error):
         return (
-            f"{who}: error: another process has died or cannot be reached any more ({_first_line(error)}). "
+            f"{who}: error: another process has died or cannot be reached any more ({first_line(error)}). "
             "Run the same command with --resume auto; it may have fewer processes."
         )
     return "".join(traceback.format_exception(error)) + f"{who} ends with this error."
@@ -229,7 +229,3 @@ def is_lost_connection(error: BaseException) -> bool:
     """Whether a collective failed because a process is no longer there."""
     signs = ("gloo", "connection closed", "connection reset", "heartbeat", "unavailable", "barrier", "nccl", "peer")
     return isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error).lower() for sign in signs)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

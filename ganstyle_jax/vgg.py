@@ -264,14 +264,13 @@ def prepare(network: Network, params: Params) -> Params:
     """
     if not layers.on_cpu(network.platform) or network.dtype == "bfloat16":  # whose precision the maps would spend
         return params
-    large = [name for name, layer in params.items() if layer["kernel"].ndim == 4 and _is_large(layer["kernel"])]
+    large = [name for name, layer in params.items() if "kernel" in layer and _is_large(layer["kernel"])]
     mapped = _winograd_kernels({name: params[name]["kernel"] for name in large})
     return params | {name: {"winograd": mapped[name], "bias": params[name]["bias"]} for name in large}
 
 
 def _is_large(kernel: jax.Array) -> bool:
-    height, _, before, after = kernel.shape
-    return height == 3 and before * after >= 128 * 256  # 128 * 128 is no faster
+    return kernel.shape[:2] == (3, 3) and kernel.size >= 9 * 128 * 256  # 128 * 128 is no faster
 
 
 _winograd_kernels = jax.jit(lambda kernels: jax.tree.map(layers.winograd_kernel, kernels))

@@ -34,7 +34,7 @@ def test_collectives_are_read_from_a_program():
 
 
 def test_estimate_by_hand():
-    chip = plan.Chip("a chip", flops=100.0, memory=50, bandwidth=10.0, links=5.0, hosts=4)
+    chip = plan.Chip("a chip", flops=100.0, memory=50, bandwidth=10.0, links=5.0)
     made = plan.Plan(4, 10, 20, flops=300.0, traffic=20.0, collectives=(("all-reduce", 5), ("all-gather", 10)))
     time = plan.estimate(made, chip)
     assert (time.arithmetic, time.memory, time.exchange) == (3.0, 2.0, 4.0)  # an all-reduce moves its bytes twice

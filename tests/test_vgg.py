@@ -528,6 +528,7 @@ def test_prepared_weights_give_the_same_features(x64, padding):
     params = network.init(jax.random.key(0))
     prepared = vgg.prepare(network, params)
     assert [name for name, layer in prepared.items() if "winograd" in layer] == ["conv2_2", "conv3_1"]
+    assert vgg.prepare(network, prepared) == prepared  # and no more
     image = jnp.asarray(picture(13, 18), jnp.float64)
 
     def loss(image, params, extent):

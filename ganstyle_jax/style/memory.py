@@ -54,8 +54,7 @@ def needed(
     of_pixel = {name: width * count for name, count in features_of_pixel(network, cfg.layers).items()}
     lbfgs = cfg.optimizer == "lbfgs"
 
-    # Adam keeps that of the last size too.
-    state = image / rows * ((2 * cfg.memory + 6 if lbfgs else 8) + bool(cfg.averaging))
+    state = image / rows * images_kept(cfg)
     images = image / rows * ((18 if lbfgs else 5) + (8 if on_cpu() else 0))  # of gradients, and those on the host
     content = image / PIXEL / rows * 2 * sum(of_pixel[layer] for layer in cfg.content_layers)
     masks = image / PIXEL / rows * 6 * max(regions, int(canvas.tiled or rows > 1))
@@ -67,6 +66,11 @@ def needed(
     side = max(1, round(max(shape) * cfg.style_scale))
     style = 1.7 * sum(of_pixel.values()) * _seen(gatys.canvas_of((side, side), network, cfg, mesh), rows)
     return round(state + images + content + masks + weights + max(gradient, style))
+
+
+def images_kept(cfg: gatys.Config) -> int:
+    """How many images the optimizer's state is as large as; Adam keeps that of the last size too."""
+    return (2 * cfg.memory + 6 if cfg.optimizer == "lbfgs" else 8) + bool(cfg.averaging)
 
 
 def _gradient(
@@ -212,5 +216,5 @@ def _largest(fits: Callable[[int], Any], below: int) -> int:
     return low
 
 
-def gigabytes(n: int) -> str:
+def gigabytes(n: float) -> str:
     return f"{n / 1e9:.3g} GB"
