@@ -1,7 +1,7 @@
 """MNIST at 32 pixels, judged by the Fréchet distance in a LeNet's features.
 
 Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434), which has no figure for MNIST. Compared
-    with the same network in PyTorch, which experiments/bench/mnist_torch.py trains, by experiments/bench/mnist.py.
+    with the same network in PyTorch, which experiments/bench/train_torch.py trains, by experiments/bench/mnist.py.
 Data: mnist.npz, the 60,000 training digits of LeCun et al. 1998, CC BY-SA 3.0; from
     https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz, or `--data tfds:mnist`. The distance also
     needs the folder --reference with datasets/mnist.npz and weights/mnist_lenet.pth (see experiments/lenet_fd.py).

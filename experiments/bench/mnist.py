@@ -1,7 +1,7 @@
 """MNIST: the LeNet-FD of our DCGAN against that of the same network trained in PyTorch, seed by seed.
 
     python experiments/mnist.py                        # trains ours:     runs/mnist/seed0, seed1, seed2
-    python experiments/bench/mnist_torch.py            # trains PyTorch's: runs/mnist_torch/netG_0_2500.pth, ...
+    python experiments/bench/train_torch.py            # trains PyTorch's: runs/mnist_torch/netG_0_2500.pth, ...
     python experiments/bench/mnist.py --ours runs/mnist/seed0 runs/mnist/seed1 runs/mnist/seed2 --torch runs/mnist_torch
 
 Both sides go through the same code: PyTorch's weights are read by `ganstyle_jax.convert` into our generator, 10,000
@@ -80,7 +80,7 @@ def torch_files(folder: Path, step: int) -> list[tuple[int, Path]]:
     matches = [(re.fullmatch(r".*G_(\d+)_(\d+)\.pth", path.name), path) for path in sorted(folder.glob("*.pth"))]
     found = [(int(match[1]), path) for match, path in matches if match and int(match[2]) == step]
     if not found:
-        raise UserError(f"{folder} holds no netG_SEED_{step}.pth: train with experiments/bench/mnist_torch.py first")
+        raise UserError(f"{folder} holds no netG_SEED_{step}.pth: train with experiments/bench/train_torch.py first")
     return found
 
 
