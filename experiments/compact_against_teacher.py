@@ -49,8 +49,8 @@ class Settings:
 def main(settings: Settings) -> None:
     cli.use_cache()
     networks = {
-        "teacher": weights.read(settings.data / "weights" / "vgg19_16x_distilled" / "5SE.pth"),
-        "compact": weights.load(settings.features),
+        "teacher": weights.load_for_style(settings.data / "weights" / "vgg19_16x_distilled" / "5SE.pth"),
+        "compact": weights.load_for_style(settings.features),
     }
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "optax", "numpy")),

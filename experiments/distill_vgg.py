@@ -69,8 +69,8 @@ class Settings:
 def main(settings: Settings) -> None:
     cli.use_cache()
     folder = settings.data / "weights"
-    teacher, teacher_params = weights.read(folder / "vgg19_16x_distilled" / "5SE.pth")
-    real, real_params = weights.read(folder / "vgg19_block1_to_block3.npz")
+    teacher, teacher_params = weights.load_for_style(folder / "vgg19_16x_distilled" / "5SE.pth")
+    real, real_params = weights.load_for_style(folder / "vgg19_block1_to_block3.npz")
     assert isinstance(real, vgg.VGG)
     pictures = load_pictures(settings.data / "datasets")
     training, held_out = pictures[: -len(pictures) // 20], pictures[-len(pictures) // 20 :]

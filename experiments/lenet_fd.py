@@ -33,7 +33,7 @@ import tyro
 from ganstyle_jax.data import open_source
 from ganstyle_jax.files import UserError
 from ganstyle_jax.images import to_uint8
-from ganstyle_jax.metrics import modes
+from ganstyle_jax.metrics import distances, modes
 from ganstyle_jax.torch_files import find_state_dict, read_state_dict
 
 DATA = Path(os.environ.get("GANSTYLE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
@@ -123,22 +123,14 @@ def _as_uint8(images: Any) -> np.ndarray:
 def frechet_distance(features1: np.ndarray, features2: np.ndarray) -> float:
     """Between the Gaussians fitted to two sets of features (n, d) and (m, d); at least 0, in float64.
 
-    |mean1 - mean2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2) with unbiased covariances. The product in the middle is
-    symmetric with the eigenvalues of S1 S2, so no complex number can appear, as with a square root of S1 S2. Raises
-    UserError for fewer than two images, whose covariance is undefined.
+    Raises UserError for fewer than two images, whose covariance is undefined.
     """
     features1, features2 = np.asarray(features1, np.float64), np.asarray(features2, np.float64)
     if features1.ndim != 2 or features1.shape[1:] != features2.shape[1:] or min(len(features1), len(features2)) < 2:
         raise UserError(
             f"Features have shapes {features1.shape} and {features2.shape}: give (n, d) and (m, d) with n, m >= 2."
         )
-    difference = features1.mean(axis=0) - features2.mean(axis=0)
-    covariance1, covariance2 = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (features1, features2))
-    values, vectors = np.linalg.eigh(covariance1)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    eigenvalues = np.linalg.eigvalsh(root @ covariance2 @ root)
-    trace = np.trace(covariance1) + np.trace(covariance2) - 2 * np.sqrt(np.maximum(eigenvalues, 0)).sum()
-    return max(float(difference @ difference + trace), 0.0)
+    return distances.frechet_distance(distances.gaussian(features1), distances.gaussian(features2))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tyro
 
-from ganstyle_jax import images, pictures, processes, weights
+from ganstyle_jax import images, pictures, processes, vgg, weights
 from ganstyle_jax.files import UserError, atomic_path
 from ganstyle_jax.style import colours, gatys, memory
 
@@ -182,9 +182,9 @@ def files_in(folder: Path) -> list[Path]:
     return found
 
 
-def load_network(cfg: gatys.Config, settings: Settings) -> tuple[weights.Network, weights.Params]:
+def load_network(cfg: gatys.Config, settings: Settings) -> tuple[vgg.Network, weights.Params]:
     """The features to compare by, computed as the settings ask. UserError where they are not to be had."""
-    network, params = weights.load(settings.features)
+    network, params = weights.load_for_style(settings.features)
     try:
         network.check(cfg.layers)
     except ValueError as error:
@@ -214,7 +214,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def survey(
-    orders: Sequence[Order], cfg: gatys.Config, network: weights.Network, settings: Settings, read: Read
+    orders: Sequence[Order], cfg: gatys.Config, network: vgg.Network, settings: Settings, read: Read
 ) -> dict[tuple[int, int], list[Order]]:
     """Orders by the shape of what is to be made, which can be made together.
 
@@ -270,7 +270,7 @@ def read_mask(path: Path, of: Path, read: Read) -> np.ndarray:
 
 
 def fit(
-    network: weights.Network,
+    network: vgg.Network,
     cfg: gatys.Config,
     shape: tuple[int, int],
     count: int,
@@ -298,7 +298,7 @@ def fit(
 
 def make(
     pieces: Sequence[Piece],
-    network: weights.Network,
+    network: vgg.Network,
     params: weights.Params,
     cfg: gatys.Config,
     settings: Settings,

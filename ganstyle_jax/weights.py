@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ganstyle_jax import download, torch_files
+from ganstyle_jax import download, inception, torch_files, vgg
 from ganstyle_jax.files import UserError, atomic_path, cache_dir
-from ganstyle_jax.vgg import FIRES, VGG, VGG16, VGG19, Network, Params, SqueezeNet
+from ganstyle_jax.inception import InceptionV3
+from ganstyle_jax.vgg import FIRES, VGG, VGG16, VGG19, Params, SqueezeNet
 
+Network = vgg.Network | InceptionV3
 COMPACT = Path(__file__).with_name("compact.safetensors")  # see experiments/distill_vgg.py
 
 
@@ -133,6 +135,19 @@ PUBLISHED = {
             f"{_GITHUB}DeepCognition/keras-squeezenet/a73d4339aa4d37c51a0b3ba044bed55477abec73/squeezenet_{_NOTOP}",
         ),
     ),
+    "inception-fid": Published(
+        network=InceptionV3(),
+        file="pt_inception-2015-12-05-6726825d.pth",
+        size=95_628_359,
+        digest="sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        licence="Apache-2.0",
+        about="InceptionV3 of TensorFlow, with which FID is measured",
+        addresses=(
+            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+            "weights-inception-2015-12-05-6726825d.pth",
+        ),
+    ),
 }
 
 
@@ -161,6 +176,16 @@ def load(name_or_path: Path | str) -> tuple[Network, Params]:
     if name in PUBLISHED:
         raise UserError(f"the weights of {name} are not here yet: run `ganstyle weights fetch {name}`")
     raise UserError(f"there are no weights {name}: give a file or one of {', '.join(names())}")
+
+
+def load_for_style(name_or_path: Path | str) -> tuple[vgg.Network, Params]:
+    """`load`, and UserError for a network that style transfer cannot compare by."""
+    network, params = load(name_or_path)
+    if not isinstance(network, vgg.Network):
+        raise UserError(
+            f"{name_or_path} is {type(network).__name__}, which style transfer cannot compare by; take a VGG or SqueezeNet"
+        )
+    return network, params
 
 
 def kept_names() -> list[str]:
@@ -302,8 +327,8 @@ def read(path: Path | str) -> tuple[Network, Params]:
     if found is None:
         raise UserError(
             f"{path} holds no network that is known; it has {', '.join(list(arrays)[:4])} ...; accepted are VGG of "
-            "torchvision, Keras or Caffe, without batch normalisation, the normalised and the distilled VGG-19, and "
-            "SqueezeNet 1.1"
+            "torchvision, Keras or Caffe, without batch normalisation, the normalised and the distilled VGG-19, "
+            "SqueezeNet 1.1, and the InceptionV3 of FID"
         )
     network, params = found
     return network, {layer: {k: jnp.asarray(x, jnp.float32) for k, x in of.items()} for layer, of in params.items()}
@@ -378,7 +403,7 @@ CAFFE_VGG19_BIAS = np.array([0.73017758, 0.06493629, 0.03428847, 0.8260386])  # 
 
 def _own(arrays: Arrays, architecture: dict[str, Any]) -> Found:
     """What `write` wrote: "conv1_1/kernel"."""
-    networks = {"VGG": VGG, "SqueezeNet": SqueezeNet}
+    networks = {"VGG": VGG, "SqueezeNet": SqueezeNet, "InceptionV3": InceptionV3}
     kind = architecture.pop("network", "VGG")
     if kind not in networks:
         raise ValueError(f"a {kind} is not among {', '.join(networks)}")
@@ -475,7 +500,36 @@ def _normalised(arrays: Arrays) -> Found:
     return _make_vgg(_unit_input(arrays, first), blocks, padding="reflect", ceil_mode=first == "0")
 
 
-LAYOUTS = (_torch_squeezenet, _torch_vgg, _keras_squeezenet, _keras_vgg, _distilled, _normalised)
+def _torch_inception(arrays: Arrays) -> Found:
+    """pytorch-fid's "Mixed_5b.branch1x1.conv.weight" and "...bn.running_var"; the normalisation is folded in.
+
+    torchvision's own network has these names too, other weights and, for 1000 classes, another last layer.
+    """
+    if "Mixed_5b.branch1x1.conv.weight" not in arrays:
+        return None
+    parts = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    expected = [f"{name}.{part}" for name in inception.CONVOLUTIONS for part in parts] + ["fc.weight", "fc.bias"]
+    if any(name.startswith("AuxLogits.") for name in arrays) or len(arrays.get("fc.bias", ())) == 1000:
+        raise ValueError(
+            "it is torchvision's own InceptionV3 of 1000 classes, whose distances are not comparable with FID; that is "
+            f"measured with {PUBLISHED['inception-fid'].file}, run `ganstyle weights fetch inception-fid`"
+        )
+    if missing := [name for name in expected if name not in arrays]:
+        raise ValueError(f"it lacks {missing[0]}")
+    counters = {f"{name}.bn.num_batches_tracked" for name in inception.CONVOLUTIONS}
+    if unknown := [name for name in arrays if name not in {*expected, *counters}]:
+        raise ValueError(f"it has {unknown[0]} too many")
+    params = {}
+    for name, shape in inception.CONVOLUTIONS.items():
+        kernel, *norm = (arrays[f"{name}.{part}"] for part in parts)
+        if kernel.shape != (found := (shape[3], shape[2], *shape[:2])) or any(x.shape != shape[3:] for x in norm):
+            shapes = ", ".join(str(x.shape) for x in (kernel, *norm))
+            raise ValueError(f"{name} has the shapes {shapes}, not {found} and {shape[3:]} four times")
+        params[name] = inception.fold(kernel.transpose(2, 3, 1, 0), *norm)
+    return InceptionV3(), params | {"fc": {"kernel": arrays["fc.weight"].T, "bias": arrays["fc.bias"]}}
+
+
+LAYOUTS = (_torch_squeezenet, _torch_vgg, _keras_squeezenet, _keras_vgg, _distilled, _normalised, _torch_inception)
 
 
 def _make_vgg(colours: Convolution, blocks: list[list[Convolution]], **architecture: Any) -> Found:

@@ -48,7 +48,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     cli.use_cache()
-    network, params = weights.load(settings.features)
+    network, params = weights.load_for_style(settings.features)
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "optax", "torch", "numpy")),
         "features": Path(settings.features).name,
