@@ -14,6 +14,9 @@ was shown; the network was trained on padded images, yet is right more often on 
 the test set). The distance falls with the number of samples, so compare 10,000 with 10,000. The first 10,000 training
 images, treated the same way, give the orientation value 1.27; twelve random draws of 10,000 training images, which a
 perfect generator would be like, gave 1.01 +- 0.07 (standard deviation), so smaller differences mean nothing.
+
+The digits are counted as `ganstyle_jax.metrics.modes` counts classes. A sample is readable if its likeliest digit has
+at least the probability that all but 1 in 200 images of the test set have.
 """
 
 import dataclasses
@@ -30,12 +33,13 @@ import tyro
 from ganstyle_jax.data import open_source
 from ganstyle_jax.files import UserError
 from ganstyle_jax.images import to_uint8
-from ganstyle_jax.metrics import distances
+from ganstyle_jax.metrics import distances, modes
 from ganstyle_jax.torch_files import find_state_dict, read_state_dict
 
 DATA = Path(os.environ.get("GANSTYLE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 IMAGE_SIZE = 32
 REAL_IMAGES = 10_000  # the whole test set, and as many of the training set
+UNREADABLE_REAL = 0.005  # share of the test set below the threshold
 CHUNK = 250  # images at a time: 20 MB of patches
 
 
@@ -141,19 +145,30 @@ def real_images(split: str, data: Path = DATA) -> np.ndarray:
     return np.stack([source.read(i)["image"] for i in range(REAL_IMAGES)])
 
 
+@functools.cache
+def known(data: Path = DATA) -> modes.Accuracy:
+    """How well the LeNet reads the test set."""
+    source = open_source(str(data / "datasets" / "mnist.npz" / "x_test"), IMAGE_SIZE, channels=1)
+    labels = np.array([source.read(i)["label"] for i in range(REAL_IMAGES)])
+    probabilities = real("x_test", data).probabilities
+    return modes.accuracy(probabilities, labels, float(np.quantile(probabilities.max(axis=1), UNREADABLE_REAL)))
+
+
 def evaluate(samples: Any, data: Path = DATA) -> dict[str, Any]:
     """Numbers for samples (n, 32, 32[, 1]), uint8 or float in [-1, 1]; under "real", those for 10,000 training images.
 
     lenet_fd: Fréchet distance to the test set. mean_top_probability: of the digit that the LeNet finds likeliest.
     digit_shares: of the ten digits by that choice. rarest_digit_share: the smallest of them; 0 is a lost mode, 0.09 is
-    what the data have. `data` holds weights/mnist_lenet.pth and datasets/mnist.npz. Raises UserError.
+    what the data have. modes: digits that are there, balance and unreadable samples, see metrics/modes.py, against the
+    digits of the test set and with the LeNet's accuracy on it. `data` holds weights/mnist_lenet.pth and
+    datasets/mnist.npz. Raises UserError.
     """
     outputs = classify(samples, load_lenet(data / "weights" / "mnist_lenet.pth"))
-    test = real("x_test", data)
-    return {**_numbers(outputs, test), "real": _numbers(real("x_train", data), test)}
+    test, accuracy = real("x_test", data), known(data)
+    return {**_numbers(outputs, test, accuracy), "real": _numbers(real("x_train", data), test, accuracy)}
 
 
-def _numbers(outputs: Outputs, test: Outputs) -> dict[str, Any]:
+def _numbers(outputs: Outputs, test: Outputs, accuracy: modes.Accuracy) -> dict[str, Any]:
     digits = outputs.probabilities.argmax(axis=1)
     shares = np.bincount(digits, minlength=10) / len(digits)
     return {
@@ -162,6 +177,7 @@ def _numbers(outputs: Outputs, test: Outputs) -> dict[str, Any]:
         "mean_top_probability": float(outputs.probabilities.max(axis=1).mean()),
         "digit_shares": shares.tolist(),
         "rarest_digit_share": float(shares.min()),
+        "modes": modes.modes(outputs.probabilities, accuracy.counts / accuracy.images, accuracy).as_dict(),
     }
 
 

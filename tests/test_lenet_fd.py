@@ -146,6 +146,9 @@ def test_command_on_real_and_spoiled_digits(mnist, tmp_path, capsys):
     assert sum(good["digit_shares"]) == pytest.approx(1)
     assert good["rarest_digit_share"] == min(good["digit_shares"]) > 0.07
     assert good["mean_top_probability"] > 0.98
+    assert good["modes"]["covered"] == 10 and good["modes"]["real_accuracy"] == pytest.approx(0.991, abs=0.001)
+    assert good["modes"]["real_unreadable"] == pytest.approx(0.005, abs=0.0002) and good["modes"]["unreadable"] < 0.02
+    assert good["modes"]["kl"] < 5 * good["modes"]["kl_by_chance"]  # of 2,000 digits of another sample
 
     noise = np.random.default_rng(0).normal(size=train.shape) * 0.3
     noisy = lenet_fd.evaluate(np.clip(train / 127.5 - 1 + noise, -1, 1), mnist)
@@ -154,6 +157,8 @@ def test_command_on_real_and_spoiled_digits(mnist, tmp_path, capsys):
     ones = lenet_fd.evaluate(train[digits.argmax(axis=1) == 1], mnist)
     assert ones["rarest_digit_share"] == 0 and ones["digit_shares"][1] == 1
     assert ones["lenet_fd"] > 10 * good["lenet_fd"]
+    assert ones["modes"]["missing"] == list("023456789") and ones["modes"]["entropy"] == 0
+    assert ones["modes"]["kl"] == pytest.approx(np.log(10_000 / 1135))  # there are 1,135 ones in the test set
     assert noisy["real"] == ones["real"] == good["real"]
 
 

@@ -1,0 +1,274 @@
+"""How FID, KID, coverage and the classes answer to damage of known size: noise, blur and classes that are not there.
+
+Paper: none; Heusel et al. 2017 (arXiv:1706.08500, figure 3) looked at FID under noise, blur and others.
+Data: glyphs, drawn on the spot, in colour, 32 pixels; the real ones and the damaged ones share none.
+Hardware and time: TIME.
+Expected: experiments/results/metric_behaviour.json and docs/metric_behaviour.png. EXPECTED
+Command: python experiments/metric_behaviour.py --plot docs/metric_behaviour.png
+
+Features are those of the reader of glyphs (128 numbers) and, pooled over the picture, of the compact perceptual
+network. Noise is Gaussian, in units of the range [-1, 1]; blur is a Gaussian of that many pixels. Classes are left out
+from the generated side alone, by throwing their glyphs away, O with 0 and I with 1, which the reader does not tell
+apart. "real" is how far two sets of real glyphs are apart: the bias of FID from the number of images. KID has none.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm import tqdm, trange
+
+from ganstyle_jax import cli, data, glyph_reader, glyphs, weights
+from ganstyle_jax.files import UserError, atomic_path
+from ganstyle_jax.images import to_uint8
+from ganstyle_jax.metrics import distances, modes
+
+sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
+import machine
+
+IMAGE_SIZE = 32
+COMPACT_TAP = "relu4_4"
+NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviations
+BLUR = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # pixels
+KEPT = (34, 30, 20, 10, 5, 2)  # classes
+REAL_SEED, OTHER_SEED = 2_000_001, 2_000_002
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How many images."""
+
+    images: int = 10_000  # real ones, and as many others; half of them for each damage
+    subset_size: int = 500  # of KID
+    json: Path | None = Path("metric_behaviour.json")  # file for the record; a bare name goes into experiments/results/
+    plot: Path | None = None  # picture of the curves
+
+
+def main(settings: Settings) -> None:
+    cli.use_cache()
+    real, other = draw(REAL_SEED, settings.images), draw(OTHER_SEED, settings.images)
+    record: dict[str, Any] = machine.describe() | {
+        "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "numpy", "scipy")),
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not isinstance(v, Path)},
+    }
+    half = settings.images // 2
+    few = {name: x[:half] for name, x in other.items()}
+    for name, features in {"reader": reader_features, "compact": compact_features()}.items():
+        of_real, of_other = features(real["image"]), features(other["image"])
+        record[name] = {
+            "dimensions": of_real.shape[1],
+            "real": real_against_real(of_real, of_other, settings.subset_size),
+            "noise": damaged(of_real, few["image"], noisy, NOISE, features, settings.subset_size),
+            "blur": damaged(of_real, few["image"], blurred, BLUR, features, settings.subset_size),
+            "classes": fewer_classes(of_real, of_other[:half], classes_of(few), KEPT, settings.subset_size),
+        }
+    record["modes"] = found_classes(few, glyph_reader.read(few["image"]), known(real), KEPT)
+    record["coverage"] = coverage(
+        reader_features(real["image"][:half]), classes_of(real)[:half], reader_features(few["image"]), few
+    )
+    if settings.json is not None:
+        machine.write_record(settings.json, record)
+    if settings.plot is not None:
+        plot(record, settings.plot)
+    print(json.dumps(record, indent=1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images and features
+
+
+def draw(seed: int, count: int) -> dict[str, np.ndarray]:
+    """Glyphs in colour: "image" (n, 32, 32, 3) uint8, "label" and the other factors."""
+    drawn = [glyphs.draw(seed, i, IMAGE_SIZE) for i in trange(count, desc="drawing", leave=False)]
+    return {name: np.stack([example[name] for example in drawn]) for name in drawn[0]}
+
+
+def noisy(images: np.ndarray, strength: float) -> np.ndarray:
+    """uint8 -> uint8 with Gaussian noise of that standard deviation, of the range [-1, 1]."""
+    noise = np.random.default_rng(0).standard_normal(images.shape, np.float32)
+    return to_uint8(data.to_float(images) + np.float32(strength) * noise)
+
+
+def blurred(images: np.ndarray, radius: float) -> np.ndarray:
+    """uint8 -> uint8, by a Gaussian whose standard deviation is `radius` pixels."""
+    from scipy.ndimage import gaussian_filter
+
+    return to_uint8(gaussian_filter(data.to_float(images), (0, radius, radius, 0), mode="nearest"))
+
+
+def classes_of(drawn: dict[str, np.ndarray]) -> np.ndarray:
+    """(n,) the 34 classes that can be told apart."""
+    return glyph_reader.class_labels(drawn["label"])
+
+
+def reader_features(images: np.ndarray) -> np.ndarray:
+    """(n, 128) float32."""
+    return glyph_reader.read(images).features
+
+
+def compact_features() -> Callable[[np.ndarray], np.ndarray]:
+    """Of the compact perceptual network, averaged over the picture: uint8 (n, 32, 32, 3) -> (n, d) float32."""
+    network, params = weights.load("compact")
+
+    @jax.jit
+    def pooled(params, images):
+        return network.apply(params, data.to_float(images), (COMPACT_TAP,))[COMPACT_TAP].mean((1, 2))
+
+    def features(images: np.ndarray) -> np.ndarray:
+        chunks = range(0, len(images), 250)
+        parts = [
+            np.asarray(pooled(params, jnp.asarray(images[i : i + 250]))) for i in tqdm(chunks, "compact", leave=False)
+        ]
+        return np.concatenate(parts)
+
+    return features
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def apart(real: np.ndarray, fake: np.ndarray, subset_size: int) -> dict[str, float]:
+    """FID and KID of features; KID of 50 subsets, smaller where there are fewer images."""
+    fid = distances.frechet_distance(distances.gaussian(real), distances.gaussian(fake))
+    mean, spread = distances.kid(real, fake, subsets=50, subset_size=min(subset_size, len(real), len(fake)), seed=0)
+    return {"fid": fid, "kid": mean, "kid_spread": spread}
+
+
+def real_against_real(real: np.ndarray, other: np.ndarray, subset_size: int) -> list[dict[str, Any]]:
+    """Two sets of N images of one kind, for N = 1,000, 5,000 and 10,000 or what there are; means over all pairs."""
+    rows = []
+    for n in sorted({min(n, len(real)) for n in (1_000, 5_000, 10_000)}):
+        starts = range(0, len(real) - n + 1, n)
+        found = [apart(real[i : i + n], other[i : i + n], subset_size) for i in starts]
+        row: dict[str, Any] = {"images": n, "pairs": len(found)}
+        row |= {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+        rows.append(row | {"fid_spread": float(np.std([each["fid"] for each in found]))})
+    return rows
+
+
+def damaged(
+    of_real: np.ndarray,
+    images: np.ndarray,
+    damage: Callable[[np.ndarray, float], np.ndarray],
+    levels: tuple[float, ...],
+    features: Callable[[np.ndarray], np.ndarray],
+    subset_size: int,
+) -> list[dict[str, float]]:
+    return [{"level": x} | apart(of_real, features(damage(images, x)), subset_size) for x in levels]
+
+
+def fewer_classes(
+    of_real: np.ndarray, of_other: np.ndarray, labels: np.ndarray, kept: tuple[int, ...], subset_size: int
+) -> list[dict[str, float]]:
+    """FID and KID when classes are left out of the generated side."""
+    return [{"classes": n} | apart(of_real, of_other[np.isin(labels, order()[:n])], subset_size) for n in kept]
+
+
+def order() -> np.ndarray:
+    """The classes in the order in which they are kept longest."""
+    return np.random.default_rng(0).permutation(len(glyph_reader.CLASSES))
+
+
+def known(real: dict[str, np.ndarray]) -> modes.Accuracy:
+    """What the reader makes of real glyphs."""
+    reading = glyph_reader.read(real["image"])
+    return modes.accuracy(reading.probabilities, classes_of(real), reading.threshold)
+
+
+def found_classes(
+    drawn: dict[str, np.ndarray], reading: glyph_reader.Reading, real: modes.Accuracy, kept: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """What the reader says of the classes when some are left out."""
+    labels, rows = classes_of(drawn), []
+    for n in kept:
+        there = np.isin(labels, order()[:n])
+        found = modes.modes(reading.probabilities[there], glyph_reader.shares(), real, reading.characters)
+        missing = {glyph_reader.CLASSES[i] for i in order()[n:]}
+        rows.append({"classes": n, "exact": set(found.missing) == missing} | found.as_dict())
+    return rows
+
+
+def coverage(
+    of_real: np.ndarray, real_labels: np.ndarray, of_other: np.ndarray, other: dict[str, np.ndarray]
+) -> list[dict[str, float]]:
+    """Density and coverage (Naeem et al. 2020, k = 5) when classes are left out of the generated side."""
+    labels, rows = classes_of(other), []
+    for n in KEPT:
+        kept = order()[:n]
+        density, covered = distances.density_coverage(of_real, of_other[np.isin(labels, kept)])
+        share = float(np.isin(real_labels, kept).mean())
+        rows.append({"classes": n, "share_kept": share, "coverage": covered, "density": density})
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Picture
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Distances over damage, each over its largest, with a glyph at each level; coverage over the share kept."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
+    styles = {
+        ("reader", "fid"): ("#1f5fa8", "-", "o", "FID, glyph reader"),
+        ("reader", "kid"): ("#1f5fa8", "--", "s", "KID, glyph reader"),
+        ("compact", "fid"): ("#c2571a", "-", "o", "FID, compact network"),
+        ("compact", "kid"): ("#c2571a", "--", "s", "KID, compact network"),
+    }
+    panels = [
+        ("noise", "level", "Noise", "standard deviation, range [-1, 1]"),
+        ("blur", "level", "Blur", "radius in pixels"),
+        ("classes", "classes", "Classes left out", "classes that are left, of 34"),
+    ]
+    for axis, (name, key, title, label) in zip(axes, panels, strict=False):
+        for (network, statistic), (colour, line, marker, text) in styles.items():
+            rows = record[network][name]
+            y = np.array([row[statistic] for row in rows])
+            axis.plot(range(len(rows)), y / y.max(), line, color=colour, marker=marker, markersize=4, label=text)
+        axis.set_title(title)
+        axis.set_xlabel(label)
+        axis.set_xticks(range(len(rows)), [f"{row[key]:g}" for row in rows])
+        axis.set_ylim(-0.05, 1.05)
+    for axis, name, damage in ((axes[0], "noise", noisy), (axes[1], "blur", blurred)):
+        glyph = glyphs.draw(REAL_SEED, 11, IMAGE_SIZE)["image"][None]
+        rows = record["reader"][name]
+        for i, row in enumerate(rows):
+            inset = axis.inset_axes((i - 0.42, 0.86, 0.84, 0.17), transform=axis.transData)
+            inset.imshow(damage(glyph, row["level"])[0])
+            inset.set_axis_off()
+        axis.set_ylim(-0.05, 1.08)
+    axes[0].set_ylabel("distance from real glyphs, over its largest")
+    axes[2].legend(loc="upper left", fontsize=8)
+    shares = [row["share_kept"] for row in record["coverage"]]
+    axes[3].plot([0, 1], [0, 1], color="0.7", linewidth=1, label="share of real glyphs")
+    axes[3].plot(shares, [row["coverage"] for row in record["coverage"]], "o-", color="#2d7d46", label="coverage")
+    found = [row["covered"] / row["classes"] for row in record["modes"]]
+    axes[3].plot([row["classes"] / 34 for row in record["modes"]], found, "D", color="#7a3a8c", label="classes found")
+    axes[3].set_title("Coverage")
+    axes[3].set_xlabel("share of classes that is left")
+    axes[3].legend(loc="upper left", fontsize=8)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")
