@@ -29,11 +29,12 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one run folder; keeps the newest `keep`, and of the others every `keep_every`-th step."""
+    """The checkpoints of one run folder; keeps the newest `keep`, every `keep_every`-th step, and the step `best`."""
 
     def __init__(self, run_dir: Path, keep: int = 3, keep_every: int | None = None):
         self.folder = Path(run_dir).absolute() / "checkpoints"  # Orbax wants an absolute path
         self.keep, self.keep_every = keep, keep_every
+        self.best: int | None = None  # kept as long as no other takes its place
         self._writer = None
         self._finishing: threading.Thread | None = None
         self._failed: tuple[int, Exception] | None = None
@@ -172,7 +173,7 @@ class Checkpoints:
     def _delete_old(self) -> None:
         steps = self.steps()
         for step in steps[: -self.keep]:
-            if not (self.keep_every and step % self.keep_every == 0):
+            if step != self.best and not (self.keep_every and step % self.keep_every == 0):
                 self._sums(step).unlink()  # first: without sums it no longer counts
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
         self._delete_unfinished()

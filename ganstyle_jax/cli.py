@@ -48,7 +48,7 @@ class Sample:
     run: tyro.conf.Positional[Path]  # run folder
     out: Path = Path("samples")  # .png: one grid; .npz: array `images`, uint8 (n, h, w, c); else a folder of PNGs
     count: int = 64  # pictures
-    step: int | None = None  # of the checkpoint to draw from; by default the newest
+    step: int | Literal["best"] | None = None  # of the checkpoint to draw from, or the best; by default the newest
     seed: int = 0  # decides the latents
     batch_norm: Literal["standing", "running", "batch"] | None = None  # the generator's statistics; None: as trained
     interpolate: bool = False  # a walk from latent to latent instead: walk.gif and strip.png in the folder --out
@@ -108,6 +108,14 @@ class Collect:
 
     folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders, or folders of them at any depth
     json: Path | None = None  # file to write the same to
+    force: bool = False  # put figures side by side that were found in different ways
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measure how good a run's pictures, or any images, are. `ganstyle evaluate --help` lists the settings."""
+
+    what: tyro.conf.Positional[Path]  # run folder, or images: a folder, .zip, .tar or .npz
 
 
 Command = (
@@ -118,6 +126,7 @@ Command = (
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
 )
@@ -131,8 +140,8 @@ def main(args: list[str] | None = None) -> None:
         if len(args) > 1 and args[0] in ("train", "plan") and not args[1].startswith("-"):
             (train if args[0] == "train" else plan)(args[1], args[2:])
             return
-        if args[:1] == ["stylize"]:
-            stylize(args[1:])
+        if args[:1] in (["stylize"], ["evaluate"]):
+            (stylize if args[0] == "stylize" else evaluate)(args[1:])
             return
         command = tyro.cli(Command, prog="ganstyle", args=args, config=CONFIG, description=__package_doc())  # type: ignore
         run: Any = {
@@ -454,10 +463,34 @@ def plan(name: str, args: list[str]) -> None:
     planning.check_memory(found, chip, advice)
 
 
+def evaluate(args: list[str]) -> None:
+    """`ganstyle evaluate WHAT`: the flags are the fields of two dataclasses."""
+    from ganstyle_jax import evaluate as program
+
+    what_help = tyro.conf.arg(metavar="WHAT", help="run folder, or images: a folder, .zip, .tar or .npz")
+    command = dataclasses.make_dataclass(
+        "Settings",
+        [
+            ("what", Annotated[tyro.conf.Positional[Path], what_help]),
+            ("options", program.Options, dataclasses.field(default=program.Options())),
+            ("settings", program.Settings, dataclasses.field(default=program.Settings())),
+        ],
+        frozen=True,
+    )
+    description = "Measure how good WHAT is: the pictures that a run draws, or any images."
+    try:
+        chosen: Any = tyro.cli(command, prog="ganstyle evaluate", args=args, config=CONFIG, description=description)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    use_cache()
+    record = program.run(chosen.what, chosen.options, chosen.settings)
+    print(json.dumps(record, indent=1) if chosen.options.json else program.table(record))
+
+
 def collect(command: Collect) -> None:
     from ganstyle_jax import collect as collection
 
-    rows = collection.collect(command.folders)
+    rows = collection.collect(command.folders, command.force)
     if command.json is not None:
         with atomic_path(command.json) as path:
             path.write_text(json.dumps(collection.record(rows), indent=1) + "\n")

@@ -21,6 +21,11 @@ CIRCUMSTANCES = (
         "checkpoint_every",
         "keep_checkpoints",
         "keep_every",
+        "evaluate_every",
+        "evaluate_metrics",
+        "evaluate_features",
+        "evaluate_count",
+        "stop_on_collapse",
         "profile",
         "dry_run",
     ),
@@ -38,19 +43,51 @@ class Row:
     spreads: dict[str, float]  # their standard deviations, NaN for a single run
 
 
-def collect(folders: Sequence[Path]) -> list[Row]:
-    """Rows of all runs in these folders, at any depth. Raises UserError where there are none."""
+def collect(folders: Sequence[Path], force: bool = False) -> list[Row]:
+    """Rows of all runs in these folders, at any depth, with what they logged and how they were evaluated last.
+
+    Raises UserError where there are none, and where they were evaluated in different ways, unless `force`.
+    """
     found = sorted({path.parent for folder in folders for path in Path(folder).rglob("run.json")})
     if not found:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: a run's folder holds a run.json")
     described = {folder: settings_of(runs.read(folder)) for folder in found}
+    evaluated = {folder: records[-1] for folder in found if (records := runs.evaluations(folder))}
+    if not force:
+        check_protocols(evaluated)
     logged = {folder: last_values(folder) for folder in found}
+    for folder, record in evaluated.items():
+        logged[folder] |= {f"evaluation/{name}": value for name, value in record["metrics"].items()}
     names = sorted({name for settings in described.values() for name in settings})
     differing = [name for name in names if len({repr(s.get(name)) for s in described.values()}) > 1]
     groups: dict[str, list[Path]] = {}
     for folder, settings in described.items():
         groups.setdefault(repr([settings.get(name) for name in differing]), []).append(folder)
     return [_row({name: described[of[0]].get(name) for name in differing}, of, logged) for of in groups.values()]
+
+
+def check_protocols(evaluated: dict[Path, dict]) -> None:
+    """UserError where two records were not made in the same way, with what differs."""
+    if not evaluated:
+        return
+    (first, *others) = [(folder, flat(record["protocol"])) for folder, record in evaluated.items()]
+    for folder, protocol in others:
+        names = [name for name in sorted(protocol | first[1]) if protocol.get(name) != first[1].get(name)]
+        if names:
+            differences = "; ".join(f"{name} {first[1].get(name)!r} and {protocol.get(name)!r}" for name in names)
+            raise UserError(
+                f"{first[0]} and {folder} were evaluated in different ways ({differences}), so that their figures "
+                "cannot be compared: evaluate them anew in the same way, or use --force"
+            )
+
+
+def flat(protocol: dict, prefix: str = "") -> dict[str, Any]:
+    """{"real": {"count": 5}} as {"real.count": 5}."""
+    parts = [
+        flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        for name, value in protocol.items()
+    ]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def settings_of(description: dict) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 run.json       method, config, data, loop settings, versions and devices
 method.py      a copy of the method's file, where it is not one of the package's
 metrics.jsonl  one line for each log interval;  tensorboard/ the same
+evaluations.jsonl  how good its pictures were found to be, one record a line, see evaluate.py
 samples/       a grid of the same latents every so often;  checkpoints/ see checkpoints.py
 """
 
@@ -16,7 +17,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -120,6 +121,32 @@ def differences(old: dict, new: dict) -> list[str]:
     return [f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
 
 
+def evaluations(run_dir: Path | str) -> list[dict]:
+    """The records of evaluations.jsonl, in the order in which they were made; see evaluate.py for what is in one."""
+    path = Path(run_dir) / "evaluations.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut off by a kill
+            continue
+        if isinstance(record, dict) and {"step", "metrics", "protocol"} <= record.keys():
+            found.append(record)
+    return found
+
+
+def add_evaluation(run_dir: Path | str, record: dict) -> None:
+    """Appends a record to evaluations.jsonl."""
+    with open(Path(run_dir) / "evaluations.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def best_step(run_dir: Path | str) -> int | None:
+    """The step at which training found its pictures best, by the first metric that it was asked for; None without."""
+    scores = {record["step"]: record["score"] for record in evaluations(run_dir) if "score" in record}
+    return min(scores, key=lambda step: scores[step]) if scores else None
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
     """A trained method: `ganstyle_jax.load("runs/mnist").sample(jax.random.key(0), 16)`."""
@@ -146,13 +173,16 @@ class LoadedRun:
         return np.concatenate(images)
 
 
-def load(run_dir: Path | str, step: int | None = None, **overrides: Any) -> LoadedRun:
+def load(run_dir: Path | str, step: int | Literal["best"] | None = None, **overrides: Any) -> LoadedRun:
     """The newest sound checkpoint of a run folder, or that of `step`, on the default device.
 
-    overrides replace fields of its config. Raises UserError where there is no such checkpoint or no such field.
+    step: "best" is the one that training found best (--evaluate-every). overrides replace fields of its config. Raises
+    UserError where there is no such checkpoint or no such field.
     """
     run_dir = Path(run_dir)
     description = read(run_dir)
+    if step == "best" and (step := best_step(run_dir)) is None:
+        raise UserError(f"training of {run_dir} did not look for the best step: it does with --evaluate-every")
     name = description["method"]
     method = find_method(str(run_dir / name) if name.endswith(".py") else name)
     # JSON has lists where a config, which must be hashable, has tuples.

@@ -36,8 +36,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ganstyle_jax import data as data_module
+from ganstyle_jax import evaluate, processes, runs
 from ganstyle_jax import images as image_files
-from ganstyle_jax import processes, runs
 from ganstyle_jax.checkpoints import Checkpoints, all_finite
 from ganstyle_jax.files import UserError
 
@@ -71,6 +71,12 @@ class Loop:
     checkpoint_every: int = 1000  # steps between checkpoints
     keep_checkpoints: int = 3  # newest checkpoints that are kept
     keep_every: int | None = None  # checkpoints at multiples of this are kept for good
+    evaluate_every: int | None = None  # steps between evaluations, as `ganstyle evaluate` makes them; by default none
+    # what is measured; by the first of them the best checkpoint is found, and kept
+    evaluate_metrics: tuple[evaluate.Metric, ...] = ("fid",)
+    evaluate_features: str = "auto"  # network whose features are compared; auto: inception if it is here, else compact
+    evaluate_count: int = 2_000  # pictures that are drawn, and real images that they are compared with
+    stop_on_collapse: bool = False  # end the run when two sample grids in a row show a collapsed generator
     deterministic: bool = False  # GPU: only kernels that give the same bits every time, slower
     profile: str | None = None  # A:B, write a profile of steps A to B for TensorBoard
     dry_run: bool = False  # print config, parameters, memory and FLOPs, and stop
@@ -79,6 +85,8 @@ class Loop:
         for name in ("steps", "batch_size", "steps_per_dispatch", "log_every", "sample_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every must be at least 1, got {self.evaluate_every}")
         if self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
         if not 0 <= self.seed < 2**32:  # JAX's keys keep 32 bits, unless float64 is on
@@ -160,11 +168,14 @@ def run(
     if step >= loop.steps:
         say(f"all {loop.steps} steps are done already (step {step}); samples and checkpoints are in {run_dir}")
         return state
+    assess = evaluate.in_training(method, cfg, source, evaluation_settings(loop), mesh) if loop.evaluate_every else None
     if processes.is_first():
         runs.write(run_dir, method, description)
     try:
         with StopSignals() as stop:
-            return _train(method, cfg, loop, run_dir, feed, advance, checkpoints, step, state, started, stop, callback)
+            return _train(
+                method, cfg, loop, run_dir, feed, advance, assess, checkpoints, step, state, started, stop, callback
+            )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -188,6 +199,7 @@ def _train(
     run_dir: Path,
     feed: "Feed",
     advance: Callable,
+    assess: Callable[[int, Any], dict] | None,
     checkpoints: Checkpoints,
     step: int,
     state: Any,
@@ -205,11 +217,12 @@ def _train(
     journal = Journal(run_dir, loop, step, feed.real_diversity(), started)
     profile, tracing = loop.profile_range(), False
     last_saved = step
+    checkpoints.best = journal.best_step
     pace = 1  # steps in a dispatch, so many that it takes about a second: signals and the progress bar want to be heard
 
     def ballot() -> list[int]:
-        """Clocks and signals differ from process to process; all must stop together and do as many steps at a time."""
-        return [stop.number, -pace]
+        """What differs from process to process; all must stop together and do as many steps at a time."""
+        return [stop.number, -pace, int(loop.stop_on_collapse and journal.collapsed)]
 
     votes = processes.agree(ballot, feed.mesh)
     pending: tuple[int, int, dict] | None = None  # first step, steps and metrics of the dispatch under way
@@ -236,7 +249,7 @@ def _train(
 
     with checkpoints, journal, feed.stream(step, loop.steps) as chunks:
         while step < loop.steps:
-            number, negative_pace = votes()
+            number, negative_pace, collapsed = votes()
             if number:
                 settle()
                 save()
@@ -244,8 +257,11 @@ def _train(
                 done = f"saved step {step} in {run_dir}" if step else "no step was done yet"
                 say(f"{signal.Signals(number).name} received: {done}; --resume auto goes on from there")
                 raise SystemExit(128 + number)
+            if collapsed:
+                settle()
+                raise UserError(collapse_report(step, checkpoints, run_dir))
             ends = [step - negative_pace, loop.steps]
-            intervals = (loop.log_every, loop.sample_every, loop.checkpoint_every)
+            intervals = (loop.log_every, loop.sample_every, loop.checkpoint_every, loop.evaluate_every or loop.steps)
             ends += [(step // every + 1) * every for every in intervals]
             ends += [edge for edge in (profile.start, profile.stop) if edge > step]
             count = min(min(ends) - step, feed.rows)
@@ -270,7 +286,13 @@ def _train(
                 if not np.isfinite(grid).all():
                     raise UserError(not_finite("a sample", step, checkpoints, run_dir))
                 journal.samples(step, grid)
-            if step % loop.checkpoint_every == 0 or step == loop.steps:
+            evaluated = loop.evaluate_every is not None and (step % loop.evaluate_every == 0 or step == loop.steps)
+            if evaluated and assess is not None:
+                settle()
+                with journal.pause():
+                    journal.evaluation(assess(step, state))
+                checkpoints.best = journal.best_step  # before it is saved, and older ones deleted
+            if evaluated or step % loop.checkpoint_every == 0 or step == loop.steps:
                 settle()
                 save()
         settle()
@@ -318,6 +340,11 @@ def abstract_state(method: ModuleType, cfg: Any, key: jax.Array, loop: Loop, mes
 
 def shardings_of(abstract: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def evaluation_settings(loop: Loop) -> evaluate.Settings:
+    count = loop.evaluate_count
+    return evaluate.Settings(loop.evaluate_metrics, loop.evaluate_features, count=count, real_count=count)
 
 
 def images_per_step(method: ModuleType, cfg: Any, loop: Loop) -> int:
@@ -502,15 +529,18 @@ class Journal:
         self.first, self.untimed = True, 0
         self.accuracy = 0.0
         self.alarmed = False
+        self.collapsed = False  # alarmed twice in a row
         self.metrics = run_dir / "metrics.jsonl"
         self.writes = processes.is_first()
         self.tensorboard = None
+        if self.writes:
+            drop_lines_after(self.metrics, self.step)
+            drop_lines_after(run_dir / "evaluations.jsonl", self.step)
+        self.best_step = runs.best_step(run_dir)
 
     def __enter__(self) -> "Journal":
         from tqdm import tqdm
 
-        if self.writes:
-            drop_lines_after(self.metrics, self.step)
         how = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.1, "disable": not self.writes}
         self.bar = tqdm(total=self.loop.steps, initial=self.step, **how)
         return self
@@ -575,9 +605,28 @@ class Journal:
             line["warning"] = warning
             if not self.alarmed:
                 self.bar.write(f"warning at step {step}: {warning}", file=sys.stderr)
+        self.collapsed = warning is not None and self.alarmed
         self.alarmed = warning is not None  # said again only after it was over
         with open(self.metrics, "a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def evaluation(self, record: dict) -> None:
+        """Keeps a record of evaluate.py's."""
+        if not self.writes:
+            return
+        runs.add_evaluation(self.run_dir, record)
+        self.best_step = runs.best_step(self.run_dir)
+        self._to_tensorboard(record["step"], {f"evaluation/{k}": v for k, v in record["metrics"].items()})
+        found = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
+        self.bar.write(f"step {record['step']}: {found}; best so far: step {self.best_step}", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done within counts as neither a step's time nor an image's."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.last, self.window_start = self.last + seconds, self.window_start + seconds
 
     def _to_tensorboard(self, step: int, values: dict[str, float | np.ndarray]) -> None:
         """Appends scalars and pictures, (h, w, c) uint8, to the event file."""
@@ -634,6 +683,14 @@ def not_finite(what: str, step: int, checkpoints: Checkpoints, run_dir: Path) ->
     last = checkpoints.steps()[-1:]
     good = f"the last good checkpoint is step {last[0]} in {run_dir}" if last else "no checkpoint was saved before"
     return f"{what} is not finite at step {step}; {good}. Try lower learning rates, --clip-norm 1 or --dtype float32"
+
+
+def collapse_report(step: int, checkpoints: Checkpoints, run_dir: Path) -> str:
+    checkpoints.wait()
+    steps = checkpoints.steps()
+    kept = f"{run_dir} has the checkpoints {', '.join(map(str, steps))}" if steps else "no checkpoint was saved before"
+    best = f", of which {checkpoints.best} was the best" if checkpoints.best in steps else ""
+    return f"stopped at step {step}, because the generator has collapsed, as {run_dir / 'samples'} shows; {kept}{best}"
 
 
 def drop_lines_after(path: Path, step: int) -> None:

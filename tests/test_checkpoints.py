@@ -137,6 +137,15 @@ def test_keeps_the_newest_three_and_every_so_many(tmp_path):
     assert saved(tmp_path, 80, keep=1).steps() == [80]
 
 
+def test_keeps_the_best_until_another_takes_its_place(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step, best in [(10, 10), (20, 10), (30, 10), (40, 40), (50, 40)]:
+            checkpoints.best = best
+            checkpoints.save(step, state_of(step))
+            checkpoints.wait()
+            assert checkpoints.steps() == sorted({step, best})
+
+
 def test_a_step_can_be_saved_again(tmp_path):
     checkpoints = saved(tmp_path, 5)
     checkpoints.save(5, state_of(6))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ganstyle_jax import cli, collect
+from ganstyle_jax import cli, collect, runs
 from ganstyle_jax.files import UserError
 
 
@@ -53,6 +53,34 @@ def test_command(sweep, capsys, tmp_path):
     ]
     rows = json.loads((tmp_path / "table.json").read_text())
     assert [row["spreads"]["loss/gen"] for row in rows] == [pytest.approx(0.5**0.5), None]
+
+
+def evaluation(step=10, fid=3.0, resize="clean", count=100):
+    protocol = {"features": "compact", "resize": resize, "real": {"count": count}}
+    return {"step": step, "metrics": {"fid": fid}, "protocol": protocol}
+
+
+def test_evaluations_are_collected_only_where_they_were_made_in_the_same_way(sweep):
+    for name, fid in [("a/0", 1.0), ("a/1", 3.0), ("b", 8.0)]:
+        runs.add_evaluation(sweep / name, evaluation(5, 99.0, "none"))  # an earlier one does not count
+        runs.add_evaluation(sweep / name, evaluation(10, fid))
+    a, b = collect.collect([sweep])
+    assert a.means["evaluation/fid"] == 2 and b.means["evaluation/fid"] == 8
+    runs.add_evaluation(sweep / "b", evaluation(10, 8.0, "none", 50))
+    with pytest.raises(UserError, match=r"\(real.count 100 and 50; resize 'clean' and 'none'\).*--force"):
+        collect.collect([sweep])
+    assert collect.collect([sweep], force=True)[1].means["evaluation/fid"] == 8
+
+
+def test_best_step_is_of_training_alone(sweep):
+    run = sweep / "b"
+    assert runs.best_step(run) is None
+    runs.add_evaluation(run, evaluation(10, 0.0))  # by hand, perhaps of other images
+    for step, score in [(4, 3.0), (8, 1.0), (12, 2.0)]:
+        runs.add_evaluation(run, evaluation(step) | {"score": score})
+    with open(run / "evaluations.jsonl", "a") as file:
+        file.write('{"step": 16, "sco')  # cut off by a kill
+    assert runs.best_step(run) == 8 and len(runs.evaluations(run)) == 4
 
 
 def test_folders_without_runs(tmp_path):

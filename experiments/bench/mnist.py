@@ -98,10 +98,8 @@ def measure(side: str, path: Path, step: int, seed: int, settings: Settings) -> 
             run = runs.load(path, step)
     rows = []
     for weights, statistics in VARIANTS if side == OURS else [v for v in VARIANTS if v[0] == "last"]:
-        # `sample` draws from `ema`: the average, or the last weights in its place.
-        state = run.state.replace(ema=run.state.gen.params) if weights == "last" else run.state
-        cfg = dataclasses.replace(run.cfg, batch_norm=statistics)
-        pictures = dataclasses.replace(run, state=state, cfg=cfg).sample(jax.random.key(seed), settings.samples)
+        cfg = dataclasses.replace(run.cfg, weights=weights, batch_norm=statistics)
+        pictures = dataclasses.replace(run, cfg=cfg).sample(jax.random.key(seed), settings.samples)
         numbers = lenet_fd.evaluate(pictures, settings.reference)
         rows.append({"side": side, "seed": seed, "step": step, "weights": weights, "statistics": statistics} | numbers)
         what = f"{side}, seed {seed}, step {step}, {weights} weights, {statistics} statistics"

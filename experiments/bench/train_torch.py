@@ -118,7 +118,10 @@ def ours(settings: Settings, channels: int, seed: int) -> tuple[dict[str, Any], 
         return jax.random.normal(key, (settings.batch_size, cfg.latent_dim))
 
     latents = (np.array(draw(step)) for step in range(max(settings.save_at)))
-    networks = convert.generator_to_torch(state.gen.variables, cfg), convert.discriminator_to_torch(state.disc.variables, cfg)
+    networks = (
+        convert.generator_to_torch(state.gen.variables, cfg),
+        convert.discriminator_to_torch(state.disc.variables, cfg),
+    )
     return *networks, latents
 
 

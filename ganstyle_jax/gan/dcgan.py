@@ -49,6 +49,7 @@ class Config:
     instance_noise: float = 0.0  # standard deviation of the noise on all that the discriminator sees, at step 0
     instance_noise_steps: int = 10_000  # steps over which that noise falls to 0
     ema_halflife_images: float = 10_000.0  # images after which the generator's average has half forgotten
+    weights: Literal["average", "last"] = "average"  # of samples: averaged over training, or those of the last step
     batch_norm: Literal["standing", "running", "batch"] = "standing"  # statistics of samples: estimated anew, ...
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the arithmetic; weights are float32 or float64
     convolution: Literal["auto", "cpu", "xla"] = "auto"  # see layers.halve
@@ -356,18 +357,19 @@ def latents(key: jax.Array, n: int, cfg: Config) -> jax.Array:
 
 
 def generator(state: State, cfg: Config) -> dict:
-    """The generator as samples are made from it: averaged weights, statistics according to `cfg.batch_norm`.
+    """The generator as samples are made from it: weights and statistics according to `cfg.weights`, `cfg.batch_norm`.
 
     The running statistics belong to the weights of the last steps and not to their average. "standing" estimates them
-    anew for the average, as the mean over 16 batches of 64 fixed latents (Brock et al. 2019, appendix A).
+    anew, as the mean over 16 batches of 64 fixed latents (Brock et al. 2019, appendix A).
     """
+    params = state.ema if cfg.weights == "average" else state.gen.params
     if cfg.batch_norm != "standing":
-        return {"params": state.ema, "batch_stats": state.gen.batch_stats}
+        return {"params": params, "batch_stats": state.gen.batch_stats}
     # With momentum 1/i for the i-th batch a running average is the plain mean of all batches.
     batch_stats = state.gen.batch_stats
     for i in range(16):
         z = latents(jax.random.fold_in(jax.random.key(0), i), 64, cfg)
-        _, new = apply(Generator(cfg), state.ema, jax.tree.map(jnp.zeros_like, batch_stats), z)
+        _, new = apply(Generator(cfg), params, jax.tree.map(jnp.zeros_like, batch_stats), z)
         of_batch = jax.tree.map(lambda x: x / layers.BatchNorm.momentum, new)  # they began at 0
         batch_stats = jax.tree.map(lambda a, x, i=i: a + (x - a) / (i + 1), batch_stats, of_batch)
     return {"params": state.ema, "batch_stats": batch_stats}

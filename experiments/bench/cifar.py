@@ -1,0 +1,120 @@
+"""CIFAR-10: the KID of our DCGAN against that of the same network trained in PyTorch, in pairs of equal seeds.
+
+    ganstyle train dcgan --data CIFAR10 --image-size 32 --width 16 --steps 2000 --keep-every 100 \
+        --checkpoint-every 100 --seed 0 --run-dir runs/cifar/ours/seed0                       # and seeds 1 to 4
+    python experiments/bench/train_torch.py --data CIFAR10 --seeds 0 1 2 3 4 --width 16 --paired \
+        --save-at 1500 1600 1700 1800 1900 2000 --out runs/cifar/torch
+    python experiments/bench/cifar.py --data CIFAR10
+
+The two of a pair have the same weights to begin with, the same images in the same order and the same latents, so that
+they compute the same until rounding has driven them apart, which takes some hundred steps. Pictures are drawn from the
+last weights with statistics estimated anew, from the same latents on both sides, and measured by the same code against
+the same real images. A generator's KID swings from step to step; a run's figure is the mean over the last checkpoints.
+
+What is claimed: ours is not worse than PyTorch's by more than 5 %. The upper end of a one-sided 95 % confidence
+interval of the mean paired difference (Student's t) is divided by PyTorch's mean.
+"""
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import machine
+import tyro
+
+from ganstyle_jax import convert, evaluate, runs
+from ganstyle_jax.files import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compared."""
+
+    data: str = "cifar10.zip"  # the images of training, as `ganstyle train --data` takes them
+    ours: Path = Path("runs/cifar/ours")  # folder of seed0, seed1, ...
+    torch: Path = Path("runs/cifar/torch")  # folder of netG_SEED_STEP.pth
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    steps: tuple[int, ...] = (1_500, 1_600, 1_700, 1_800, 1_900, 2_000)  # checkpoints whose figures are averaged
+    count: int = 5_000  # pictures of each generator; KID is unbiased, so that few will do
+    real_count: int = 10_000
+    # third block of the VGG-19 of Simonyan & Zisserman, a file of its weights and the layer
+    features: str = "vgg19_block1_to_block3.npz:relu3_4"
+    json: Path | None = Path("cifar.json")  # file for the record; a bare name goes into experiments/results/
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    """Measures, prints a Markdown table and writes the record, which is returned."""
+    chosen = evaluate.Settings(("kid", "fid"), settings.features, count=settings.count, real_count=settings.real_count)
+    network = evaluate.network_of(chosen)
+    real = evaluate.look_at_source(settings.data, network, chosen, 32, 3)
+    rows = []
+    for seed in settings.seeds:
+        for step in settings.steps:
+            with tempfile.TemporaryDirectory() as folder:
+                convert.import_files([settings.torch / f"netG_{seed}_{step}.pth"], Path(folder, "run"))
+                torch = runs.load(Path(folder, "run"), batch_norm="standing")
+            for side, run in {
+                "ours": runs.load(settings.ours / f"seed{seed}", step, weights="last"),
+                "torch": torch,
+            }.items():
+                drawn = evaluate.drawn_by(run.method, run.cfg, run.state, settings.count, seed)
+                record = evaluate.compare(real, evaluate.look(*drawn, network, chosen), network, chosen)
+                rows.append({"side": side, "seed": seed, "step": step} | record["metrics"])
+                print(rows[-1], flush=True)
+    record = machine.describe() | {
+        "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")),
+        "protocol": record["protocol"],
+        "summary": {metric: summary(rows, settings.seeds, metric) for metric in ("kid", "fid")},
+        "rows": rows,
+    }
+    print(table(record))
+    if settings.json is not None:
+        print(f"\nThe record is in {machine.write_record(settings.json, record)}")
+    return record
+
+
+def summary(rows: list[dict[str, Any]], seeds: tuple[int, ...], metric: str) -> dict[str, Any]:
+    """Means of each seed and side over the checkpoints, and the bound on the mean paired difference."""
+    import scipy.stats
+
+    means = {
+        side: [fmean(row[metric] for row in rows if (row["side"], row["seed"]) == (side, seed)) for seed in seeds]
+        for side in ("ours", "torch")
+    }
+    differences = [ours - torch for ours, torch in zip(means["ours"], means["torch"], strict=True)]
+    reference = fmean(means["torch"])
+    error = stdev(differences) / len(seeds) ** 0.5
+    bound = fmean(differences) + scipy.stats.t.ppf(0.95, len(seeds) - 1) * error
+    return {
+        "ours": means["ours"],
+        "torch": means["torch"],
+        "mean_difference": fmean(differences),
+        "standard_error": error,
+        "upper_bound": float(bound),
+        "ratio": fmean(means["ours"]) / reference,
+        "upper_bound_of_reference": float(bound / reference),
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record in Markdown."""
+    lines = [
+        "| metric | ours | PyTorch | ours / PyTorch | upper bound of the difference / PyTorch |",
+        "|---|---|---|---|---|",
+    ]
+    for metric, of in record["summary"].items():
+        sides = [
+            f"{fmean(of[side]):.4g} ({', '.join(f'{value:.4g}' for value in of[side])})" for side in ("ours", "torch")
+        ]
+        lines.append(f"| {metric} | {' | '.join(sides)} | {of['ratio']:.3f} | {of['upper_bound_of_reference']:+.1%} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")
