@@ -118,6 +118,18 @@ def drawn_by(
     return features.Images("generator", count, batches), about
 
 
+def what_to_read(spec: str, settings: Settings) -> dict[str, str]:
+    """For what is said of generated images: the characters that there are in a set of glyphs, if they are to be read.
+
+    UserError where other images are.
+    """
+    if "glyphs" not in settings.metrics:
+        return {}
+    if spec.partition(":")[0] != "glyphs":
+        raise UserError(f"the metric glyphs is for generators of glyphs, and the real images are {spec}")
+    return {"characters": "".join(data.open_source(spec, 32).label_names or ())}
+
+
 def short_name(spec: str) -> str:
     """Of a path its last part and what lies within it, since the same set may be reached by other paths."""
     path = existing(spec)
@@ -152,7 +164,7 @@ class Seen:
 def look(shown: features.Images, about: dict[str, Any], network: features.FeatureNetwork, settings: Settings) -> Seen:
     """Goes through the images once. Raises UserError for features that are not finite."""
     keep = {"sliced_wasserstein", "ms_ssim"} & set(settings.metrics)
-    read = "glyphs" in settings.metrics
+    read = "characters" in about
     kept: list[np.ndarray] = []
     readings: list[np.ndarray] = []
 
@@ -212,7 +224,8 @@ def fingerprint(spec: str) -> Any:
 def look_at_statistics(path: Path, network: features.FeatureNetwork) -> Seen:
     """A file of mean and covariance in pytorch-fid's format, ours or anybody's."""
     gaussian, about = features.load_statistics(path, network)
-    return Seen(gaussian, None, None, None, [], {"source": path.name} | about)
+    about = {"source": path.name if about["source"] == "unknown" else about["source"], "count": about["count"]}
+    return Seen(gaussian, None, None, None, [], about)
 
 
 def is_statistics(spec: str) -> bool:
@@ -304,10 +317,7 @@ def _images(real: Seen, fake: Seen, metric: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _glyphs(real: Seen, fake: Seen, settings: Settings) -> dict[str, Any]:
-    spec, size = real.about["source"], fake.about["image_size"] or 32
-    if spec.partition(":")[0] != "glyphs":
-        raise UserError(f"the metric glyphs is for generators of glyphs, and the real images are {spec}")
-    known, shares, names = glyph_accuracy(spec, size)
+    known, shares, names = glyph_accuracy(real.about["source"], fake.about["image_size"] or 32)
     found = modes.modes(np.concatenate(fake.readings), shares, known, names)
     return {f"glyphs_{name}": value for name, value in found.as_dict().items()}
 
@@ -399,7 +409,7 @@ def run(what: Path, options: Options, settings: Settings) -> dict[str, Any]:
         real = look_at_source(reference, network, settings, image_size, channels)
     if options.save_statistics is not None:
         features.save_statistics(options.save_statistics, real.gaussian, network, short_name(reference))
-    fake = look(shown, about | characters_of(real.about["source"]), network, settings)
+    fake = look(shown, about | what_to_read(real.about["source"], settings), network, settings)
     record = {"step": step} | compare(real, fake, network, settings)
     if is_run:
         runs.add_evaluation(what, record)
@@ -456,16 +466,9 @@ def in_training(
 
     def assess(step: int, state: Any) -> dict[str, Any]:
         shown, about = drawn_by(method, cfg, state, settings.count, settings.seed, everywhere)
-        fake = look(shown, about | characters_of(real().about["source"]), network, settings)
+        fake = look(shown, about | what_to_read(real().about["source"], settings), network, settings)
         record = compare(real(), fake, network, settings)
         name, sign = SCORES[settings.metrics[0]]
         return {"step": step, "score": sign * record["metrics"][name]} | record
 
     return assess
-
-
-def characters_of(spec: str) -> dict[str, str]:
-    """For what is said of images: the characters of a set of glyphs, {} of any other."""
-    if spec.partition(":")[0] != "glyphs":
-        return {}
-    return {"characters": "".join(data.open_source(spec, 32).label_names or ())}
