@@ -148,7 +148,7 @@ def test_statistics_in_the_format_of_pytorch_fid(tmp_path, mine):
         evaluate.run(fake, evaluate.Options(str(tmp_path / "stats.npz")), settings(mine, metrics=("kid",)))
     with pytest.raises(UserError, match=r"kid|images themselves"):
         evaluate.run(fake, evaluate.Options(str(tmp_path / "stats.npz")), settings(mine, metrics=("ms_ssim",)))
-    with pytest.raises(UserError, match="quarters"):  # of another network
+    with pytest.raises(UserError, match="5 features, and compact"):  # of another network
         evaluate.run(
             fake,
             evaluate.Options(str(tmp_path / "other.npz")),
