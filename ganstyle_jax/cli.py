@@ -464,8 +464,9 @@ def plan(name: str, args: list[str]) -> None:
 
 
 def evaluate(args: list[str]) -> None:
-    """`ganstyle evaluate WHAT`: the flags are the fields of two dataclasses."""
+    """`ganstyle evaluate WHAT`: the flags are the fields of three dataclasses."""
     from ganstyle_jax import evaluate as program
+    from ganstyle_jax import evaluate_pairs
 
     what_help = tyro.conf.arg(metavar="WHAT", help="run folder, or images: a folder, .zip, .tar or .npz")
     command = dataclasses.make_dataclass(
@@ -474,6 +475,7 @@ def evaluate(args: list[str]) -> None:
             ("what", Annotated[tyro.conf.Positional[Path], what_help]),
             ("options", program.Options, dataclasses.field(default=program.Options())),
             ("settings", program.Settings, dataclasses.field(default=program.Settings())),
+            ("pairs", evaluate_pairs.Settings, dataclasses.field(default=evaluate_pairs.Settings())),
         ],
         frozen=True,
     )
@@ -483,8 +485,13 @@ def evaluate(args: list[str]) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     use_cache()
-    record = program.run(chosen.what, chosen.options, chosen.settings)
-    print(json.dumps(record, indent=1) if chosen.options.json else program.table(record))
+    if chosen.pairs.pairs is not None:
+        record = evaluate_pairs.run(chosen.what, chosen.options.reference, chosen.pairs, chosen.settings)
+        table = evaluate_pairs.table
+    else:
+        record = program.run(chosen.what, chosen.options, chosen.settings)
+        table = program.table
+    print(json.dumps(record, indent=1) if chosen.options.json else table(record))
 
 
 def collect(command: Collect) -> None:
