@@ -108,7 +108,9 @@ def art_fid(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """ArtFID's figures, and what the protocol says of them."""
     if reference is None or not Path(reference).is_dir():
-        raise UserError(f"art_fid compares with the pictures of style: give their folder as --reference, not {reference}")
+        raise UserError(
+            f"art_fid compares with the pictures of style: give their folder as --reference, not {reference}"
+        )
     network = evaluate.network_of(others)
     styles = pictures_in(Path(reference))
     of_styles, of_results = (

@@ -21,11 +21,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from ganstyle_jax import download, inception, torch_files, vgg
+from ganstyle_jax.alexnet import CONVOLUTIONS, AlexNet
 from ganstyle_jax.files import UserError, atomic_path, cache_dir
 from ganstyle_jax.inception import InceptionV3
 from ganstyle_jax.vgg import FIRES, VGG, VGG16, VGG19, Params, SqueezeNet
 
-Network = vgg.Network | InceptionV3
+
+@dataclasses.dataclass(frozen=True)
+class LpipsHeads:
+    """What LPIPS weighs the channels of another network's taps by: no network, but fetched, read and kept like one.
+
+    Weights: {"lin0": {"weight": (c,)}, ...}, one of each tap, at least 0. See metrics/lpips.py.
+    """
+
+    widths: tuple[int, ...]  # channels of each tap
+
+    def init(self, key: jax.Array) -> Params:
+        """The mean over channels; needs no key."""
+        return {f"lin{i}": {"weight": jnp.full(c, 1 / c)} for i, c in enumerate(self.widths)}
+
+
+Network = vgg.Network | InceptionV3 | AlexNet | LpipsHeads
 COMPACT = Path(__file__).with_name("compact.safetensors")  # see experiments/distill_vgg.py
 
 
@@ -53,6 +69,10 @@ _PYTORCH = ("https://download.pytorch.org/models/", "https://s3.amazonaws.com/py
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/"
 _KERAS_GITHUB = "https://github.com/fchollet/deep-learning-models/releases/download/v0.1/"
 _GITHUB = "https://raw.githubusercontent.com/"
+_LPIPS = (
+    f"{_GITHUB}richzhang/PerceptualSimilarity/master",
+    "https://github.com/richzhang/PerceptualSimilarity/raw/master",
+)
 _NOTOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
 PUBLISHED = {
     "vgg19": Published(
@@ -135,6 +155,40 @@ PUBLISHED = {
             f"{_GITHUB}DeepCognition/keras-squeezenet/a73d4339aa4d37c51a0b3ba044bed55477abec73/squeezenet_{_NOTOP}",
         ),
     ),
+    "alexnet": Published(
+        network=AlexNet(),
+        file="alexnet-owt-7be5be79.pth",
+        size=244_408_911,
+        digest="sha256:7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        licence="BSD-3-Clause",
+        about="AlexNet of torchvision",
+        addresses=tuple(f"{place}alexnet-owt-7be5be79.pth" for place in _PYTORCH),
+    ),
+    **{
+        f"lpips-{kind}": Published(
+            network=LpipsHeads(widths),
+            file=f"lpips-{kind}.pth",
+            size=size,
+            digest=f"sha256:{sha256}",
+            licence="BSD-2-Clause",
+            about=f"the linear layers of LPIPS 0.1 for {network}",
+            addresses=tuple(f"{place}/lpips/weights/v0.1/{kind}.pth" for place in _LPIPS),
+        )
+        for kind, network, widths, size, sha256 in (
+            (
+                *("alex", "alexnet", (64, 192, 384, 256, 256)),
+                *(6_009, "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"),
+            ),
+            (
+                *("vgg", "vgg16", (64, 128, 256, 512, 512)),
+                *(7_289, "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),
+            ),
+            (
+                *("squeeze", "squeezenet", (64, 128, 256, 384, 384, 512, 512)),
+                *(10_811, "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76"),
+            ),
+        )
+    },
     "inception-fid": Published(
         network=InceptionV3(),
         file="pt_inception-2015-12-05-6726825d.pth",
@@ -210,7 +264,7 @@ def describe(name: str) -> str:
         about, origin = f"imported{f', not {published.about}' if published else ''}", record.source
     elif published:
         about, origin = f"{published.about}; {published.licence}", published.addresses[0]
-        size = f"{published.size / 1e6:.0f} MB"
+        size = f"{published.size / 1e6:.0f} MB" if published.size > 1e6 else f"{published.size / 1e3:.0f} kB"
     return f"{name:17} {'here' if here else '-':5} {size:>6}  {about}\n{'':32}{origin}"
 
 
@@ -329,7 +383,7 @@ def read(path: Path | str) -> tuple[Network, Params]:
         raise UserError(
             f"{path} holds no network that is known; it has {', '.join(list(arrays)[:4])} ...; accepted are VGG of "
             "torchvision, Keras or Caffe, without batch normalisation, the normalised and the distilled VGG-19, "
-            "SqueezeNet 1.1, and the InceptionV3 of FID"
+            "SqueezeNet 1.1, AlexNet, the InceptionV3 of FID, and the heads of LPIPS"
         )
     network, params = found
     return network, {layer: {k: jnp.asarray(x, jnp.float32) for k, x in of.items()} for layer, of in params.items()}
@@ -404,12 +458,14 @@ CAFFE_VGG19_BIAS = np.array([0.73017758, 0.06493629, 0.03428847, 0.8260386])  # 
 
 def _own(arrays: Arrays, architecture: dict[str, Any]) -> Found:
     """What `write` wrote: "conv1_1/kernel"."""
-    networks = {"VGG": VGG, "SqueezeNet": SqueezeNet, "InceptionV3": InceptionV3}
+    networks = {kind.__name__: kind for kind in (VGG, SqueezeNet, InceptionV3, AlexNet, LpipsHeads)}
     kind = architecture.pop("network", "VGG")
     if kind not in networks:
         raise ValueError(f"a {kind} is not among {', '.join(networks)}")
     if "channels" in architecture:
         architecture["channels"] = tuple(map(tuple, architecture["channels"]))
+    if "widths" in architecture:
+        architecture["widths"] = tuple(architecture["widths"])
     params: dict[str, Convolution] = {}
     for name, array in arrays.items():
         layer, _, part = name.partition("/")
@@ -530,7 +586,31 @@ def _torch_inception(arrays: Arrays) -> Found:
     return InceptionV3(), params | {"fc": {"kernel": arrays["fc.weight"].T, "bias": arrays["fc.bias"]}}
 
 
-LAYOUTS = (_torch_squeezenet, _torch_vgg, _keras_squeezenet, _keras_vgg, _distilled, _normalised, _torch_inception)
+def _torch_alexnet(arrays: Arrays) -> Found:
+    """torchvision's "features.0.weight", 11x11; poolings and ReLU are numbered too."""
+    if getattr(arrays.get("features.0.weight"), "shape", None) != (64, 3, 11, 11):
+        return None
+    numbers = zip(CONVOLUTIONS, (0, 3, 6, 8, 10), strict=True)
+    return AlexNet(), {"input": IMAGENET_INPUT} | {name: _from_torch(arrays, f"features.{n}") for name, n in numbers}
+
+
+def _lpips_heads(arrays: Arrays) -> Found:
+    """PerceptualSimilarity's "lin0.model.1.weight", (1, c, 1, 1)."""
+    found = sorted((int(m[1]), name) for name in arrays if (m := re.fullmatch(r"lin(\d+)\.model\.1\.weight", name)))
+    if not found:
+        return None
+    if wrong := [name for _, name in found if arrays[name].shape != (1, arrays[name].size, 1, 1)]:
+        raise ValueError(f"{wrong[0]} has the shape {arrays[wrong[0]].shape}, not (1, channels, 1, 1)")
+    if negative := [name for _, name in found if (arrays[name] < 0).any()]:
+        raise ValueError(f"{negative[0]} has values below 0")
+    heads = {f"lin{i}": {"weight": arrays[name].reshape(-1)} for i, name in found}
+    return LpipsHeads(tuple(arrays[name].size for _, name in found)), heads
+
+
+LAYOUTS = (
+    *(_torch_squeezenet, _torch_alexnet, _torch_vgg, _keras_squeezenet, _keras_vgg, _distilled, _normalised),
+    *(_torch_inception, _lpips_heads),
+)
 
 
 def _make_vgg(colours: Convolution, blocks: list[list[Convolution]], **architecture: Any) -> Found:

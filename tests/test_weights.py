@@ -200,7 +200,6 @@ def test_weights_of_other_networks(tmp_path, data_dir):
     assert "holds no network" in refusal(tmp_path / "images.npz")
     for name in (
         "mnist_lenet.pth",
-        "lpips_v0.1/squeeze.pth",
         "vgg19_normalised/dec_r31.pth",
         "vgg19_16x_distilled/5SD.pth",
     ):

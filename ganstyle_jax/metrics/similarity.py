@@ -53,8 +53,10 @@ def _decibels(error: np.ndarray, peak: float) -> np.ndarray:
 def ssim(images1: Any, images2: Any) -> np.ndarray:
     """Structural similarity, mean over pixels and channels, (b,) (Wang et al. 2004, eq. 13).
 
-    A Gaussian window of 11 pixels and deviation 1.5, only where it is whole, K1 = 0.01, K2 = 0.03. Equals scikit-image's
-    structural_similarity with gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=2.
+    A Gaussian window of 11 pixels and deviation 1.5, only where it is whole, K1 = 0.01, K2 = 0.03. Luminance is counted
+    from black, as for 8-bit images, for which it gives the same: SSIM of values in [-1, 1] as they are would be another
+    number. Equals scikit-image's structural_similarity of images + 1 with data_range=2, gaussian_weights=True,
+    sigma=1.5, use_sample_covariance=False.
     """
     return _in_float64(lambda a, b: _ssim(a, b)[0], *_pairs(images1, images2, WINDOW))
 
@@ -124,8 +126,9 @@ def _pairs(images1: Any, images2: Any, least: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _in_float64(function: Callable[[jax.Array, jax.Array], jax.Array], a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of images counted from black, in [0, 2]."""
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return np.asarray(function(jnp.asarray(a), jnp.asarray(b)))
+        return np.asarray(function(jnp.asarray(a + 1), jnp.asarray(b + 1)))
 
 
 @jax.jit
