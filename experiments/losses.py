@@ -1,8 +1,8 @@
 """Five adversarial losses on glyphs and on MNIST, three seeds each, at the same number of images.
 
 Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434) with the losses of ganstyle_jax/losses.py; a large study
-    of this kind is Lucic et al. 2018 (arXiv:1711.10337), which finds differences between seeds as large as those between
-    losses.
+    of this kind is Lucic et al. 2018 (arXiv:1711.10337), which finds differences between seeds as large as those
+    between losses.
 """
 
 import dataclasses

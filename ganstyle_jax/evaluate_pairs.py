@@ -16,6 +16,7 @@ import numpy as np
 from ganstyle_jax import evaluate, images, pictures, weights
 from ganstyle_jax.files import UserError
 from ganstyle_jax.metrics import distances, features, lpips, similarity, style
+from ganstyle_jax.metrics.lpips import Kind
 
 PairMetric = Literal["psnr", "psnr_y", "ssim", "ms_ssim", "lpips", "cfsd", "art_fid"]
 
@@ -30,7 +31,7 @@ class Settings:
     pair_metrics: tuple[PairMetric, ...] = ("psnr", "ssim")
     fit: bool = False  # resize partners to the size of the pictures of WHAT; otherwise other sizes are refused
     border: int = 0  # pixels at each side that psnr_y leaves out, as many as the factor of enlargement
-    lpips: lpips.Kind = "alex"  # network of LPIPS
+    lpips: Kind = "alex"  # network of LPIPS
     lpips_trunk: str | None = None  # its weights, a file or a name of `ganstyle weights list`; by default torchvision's
     lpips_heads: str | None = None  # the linear heads of LPIPS, likewise; by default the published ones
     cfsd_features: str = "vgg19"  # network of CFSD

@@ -63,7 +63,7 @@ def test_names_of_partners(tmp_path):
     results = [tmp_path / name for name in ("a-b-scream.png", "a-night.png", "c.webp")]
     found = evaluate_pairs.partners(results, originals)
     assert [partner.name for _, partner in found] == ["a-b.jpg", "a.png", "c.png"]
-    with pytest.raises(UserError, match="d.png has no partner"):
+    with pytest.raises(UserError, match=r"d\.png has no partner"):
         evaluate_pairs.partners([tmp_path / "d.png"], originals)
     with pytest.raises(UserError, match="same name"):
         evaluate_pairs.partners(results, [*originals, tmp_path / "c.jpg"])
@@ -87,7 +87,7 @@ def test_stylised_pictures(tmp_path, data_dir):
     heads = data_dir / "weights" / "lpips_v0.1" / "alex.pth"
     trunk = tmp_path / "alexnet.safetensors"
     network = alexnet.AlexNet()
-    weights.write(trunk, network, network.init(jax.random.key(0)))
+    weights.write(trunk, network, network.init(jax.random.key(0)) | {"input": weights.IMAGENET_INPUT})
     small = vgg.VGG(((4, 4), (4, 4), (8, 8, 8, 8)))
     weights.write(tmp_path / "small.safetensors", small, small.init(jax.random.key(1)))
     contents = save(tmp_path / "contents", x=picture(0, 64, 64), y=picture(1, 64, 64))
