@@ -1,57 +1,100 @@
-"""Five adversarial losses on glyphs and on MNIST, three seeds each, at the same number of images.
+"""Five adversarial losses on glyphs and on MNIST, three seeds each, at the same number of images, and PyTorch's DCGAN.
 
 Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434) with the losses of ganstyle_jax/losses.py; a large study
     of this kind is Lucic et al. 2018 (arXiv:1711.10337), which finds differences between seeds as large as those
     between losses.
+Data: 20,000 glyphs of 32 pixels, drawn once; mnist.npz as experiments/mnist.py has it. Real images to compare with:
+    5,000 other glyphs; 5,000 of MNIST's test set.
+Hardware and time: 2 CPU cores, HOURS.
+Expected: the table in the README, experiments/results/losses.json.
+Commands:
+    python experiments/losses.py                                                      # trains ours, then measures
+    python experiments/bench/train_torch.py --data runs/losses/glyphs.npz --width 16 --save-at 1000 \
+        --out runs/losses/glyphs/torch                                                # before it, for PyTorch's rows
+    python experiments/bench/train_torch.py --data mnist.npz --width 16 --save-at 1000 --out runs/losses/mnist/torch
+
+Glyphs are measured in the features of the reader of glyphs, with the characters that are there; MNIST in those of the
+LeNet of experiments/lenet_fd.py (LeNet-FD) and in the compact network's. All draw from averaged weights but PyTorch's
+DCGAN, which has none; so our non-saturating one is measured with its last weights too.
 """
 
 import dataclasses
 import sys
+import tempfile
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
+import lenet_fd
 import numpy as np
 import tyro
 
-from ganstyle_jax import data, train
+from ganstyle_jax import cli, convert, data, evaluate, runs, train
 from ganstyle_jax.files import UserError, atomic_path
 from ganstyle_jax.gan import dcgan
 
-LOSSES = {
+sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
+import machine
+
+LOSSES: dict[Any, dict[str, Any]] = {
     "non_saturating": {},
     "minimax": {},
     "least_squares": {},
     "hinge": {},
     "wasserstein": {"gradient_penalty": 10.0},  # without any it is not bounded
 }
+SHOWN = {
+    "glyphs": ("fid", "kid", "precision", "recall", "coverage", "glyphs_covered", "glyphs_unreadable", "glyphs_kl"),
+    "mnist": ("lenet_fd", "kid", "precision", "recall", "coverage", "digits_covered", "digits_unreadable"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is trained."""
+    """What is trained and measured."""
 
-    mnist: str = "mnist.npz"  # MNIST, as `ganstyle train --data` takes it
-    folder: Path = Path("runs/losses")  # for all runs, DATA/LOSS/seedN
+    mnist: str = str(lenet_fd.DATA / "datasets" / "mnist.npz")  # MNIST, as `ganstyle train --data` takes it
+    folder: Path = Path("runs/losses")  # for all runs, DATA/LOSS/seedN and DATA/torch/netG_N_STEPS.pth
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 1_500
+    losses: tuple[str, ...] = tuple(LOSSES)
+    steps: int = 1_000
     batch_size: int = 64
-    width: int = 16
+    width: int = 16  # channels of the finest hidden layer
+    count: int = 5_000  # pictures of each generator, and real ones
+    reference: Path = lenet_fd.DATA  # folder with datasets/mnist.npz and weights/mnist_lenet.pth
+    json: Path | None = Path("losses.json")  # file for the record; a bare name goes into experiments/results/
 
 
-def main(settings: Settings) -> None:
-    for name, source in {"glyphs": glyphs(settings.folder / "glyphs.npz"), "mnist": settings.mnist}.items():
+def main(settings: Settings) -> dict[str, Any]:
+    cli.use_cache()
+    sources = {"glyphs": glyphs(settings.folder / "glyphs.npz"), "mnist": settings.mnist}
+    for name, source in sources.items():
         for seed in settings.seeds:
-            for loss, others in LOSSES.items():
-                cfg = dcgan.Config(image_size=32, width=settings.width, loss=loss, **others)
-                loop = train.Loop(
-                    settings.folder / name / loss / f"seed{seed}",
-                    steps=settings.steps,
-                    batch_size=settings.batch_size,
-                    seed=seed,
-                    resume="auto",
-                    sample_every=settings.steps // 3,
-                    checkpoint_every=settings.steps // 3,
-                )
-                train.run(dcgan, cfg, source, loop)
+            for loss in settings.losses:
+                cfg = dcgan.Config(image_size=32, width=settings.width, loss=loss, **LOSSES[loss])  # pyright: ignore
+                train.run(dcgan, cfg, source, loop(settings, name, loss, seed))
+    rows = [row for name in sources for row in measure(name, settings)]
+    record = machine.describe() | {
+        "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")),
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not isinstance(v, Path)},
+        "rows": rows,
+    }
+    print("\n\n".join(table(rows, name) for name in sources))
+    if settings.json is not None:
+        print(f"\nThe record is in {machine.write_record(settings.json, record)}")
+    return record
+
+
+def loop(settings: Settings, name: str, loss: str, seed: int) -> train.Loop:
+    return train.Loop(
+        settings.folder / name / loss / f"seed{seed}",
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=seed,
+        resume="auto",
+        sample_every=max(settings.steps // 3, 1),
+        checkpoint_every=max(settings.steps // 3, 1),
+    )
 
 
 def glyphs(path: Path, count: int = 20_000) -> str:
@@ -62,6 +105,67 @@ def glyphs(path: Path, count: int = 20_000) -> str:
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, images=images)
     return str(path)
+
+
+def measure(name: str, settings: Settings) -> list[dict[str, Any]]:
+    """A row for each generator."""
+    metrics = ("fid", "kid", "precision_recall", "density_coverage")
+    if name == "glyphs":
+        chosen = evaluate.Settings((*metrics, "glyphs"), "glyphs", count=settings.count, real_count=settings.count)
+        reference = "glyphs"
+    else:
+        chosen = evaluate.Settings(metrics, "compact", count=settings.count, real_count=settings.count)
+        reference = f"{settings.mnist}/x_test"
+    network = evaluate.network_of(chosen)
+    real = evaluate.look_at_source(reference, network, chosen, 32, 3 if name == "glyphs" else 1)
+    rows = []
+    for side, loss, seed, run in generators(name, settings):
+        shown, about = evaluate.drawn_by(run.method, run.cfg, run.state, settings.count)
+        fake = evaluate.look(shown, about | evaluate.what_to_read(reference, chosen), network, chosen)
+        record = evaluate.compare(real, fake, network, chosen)
+        found = record["metrics"]
+        if name == "mnist":
+            numbers = lenet_fd.evaluate(np.concatenate(list(shown)), settings.reference)
+            digits = numbers["modes"]
+            found |= {"lenet_fd": numbers["lenet_fd"]} | {
+                f"digits_{k}": digits[k] for k in ("covered", "unreadable", "kl")
+            }
+        rows.append(
+            {"data": name, "side": side, "loss": loss, "seed": seed, "metrics": found, "protocol": record["protocol"]}
+        )
+        print(name, side, loss, seed, {k: found[k] for k in SHOWN[name]}, flush=True)
+    return rows
+
+
+def generators(name: str, settings: Settings):
+    """(side, loss, seed, run) for each; "last" is ours with the weights of the last step."""
+    for loss in settings.losses:
+        for seed in settings.seeds:
+            run_dir = settings.folder / name / loss / f"seed{seed}"
+            yield "ours", loss, seed, runs.load(run_dir)
+            if loss == "non_saturating":
+                yield "ours, last weights", loss, seed, runs.load(run_dir, weights="last")
+    for seed in settings.seeds:
+        path = settings.folder / name / "torch" / f"netG_{seed}_{settings.steps}.pth"
+        if path.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                convert.import_files([path], Path(folder, "run"))
+                yield "PyTorch", "non_saturating", seed, runs.load(Path(folder, "run"), batch_norm="standing")
+
+
+def table(rows: list[dict[str, Any]], name: str) -> str:
+    """Means and spreads over the seeds, in Markdown."""
+    lines = [["loss", *SHOWN[name]], ["---"] * (len(SHOWN[name]) + 1)]
+    kinds = dict.fromkeys((row["side"], row["loss"]) for row in rows if row["data"] == name)
+    for side, loss in kinds:
+        of = [row["metrics"] for row in rows if (row["data"], row["side"], row["loss"]) == (name, side, loss)]
+        cells = []
+        for metric in SHOWN[name]:
+            values = [metrics[metric] for metrics in of]
+            spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
+            cells.append(f"{fmean(values):.3g}{spread}")
+        lines.append([f"{loss}, {side}", *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ganstyle_jax import evaluate, images, pictures, weights
+from ganstyle_jax import evaluate, images, pictures, vgg, weights
 from ganstyle_jax.files import UserError
 from ganstyle_jax.metrics import distances, features, lpips, similarity, style
 from ganstyle_jax.metrics.lpips import Kind
@@ -96,6 +96,10 @@ def measures_of(settings: Settings) -> dict[str, Any]:
         measures["lpips"] = lpips.load(settings.lpips, settings.lpips_trunk, settings.lpips_heads)
     if "cfsd" in wanted:
         network, params = weights.load(settings.cfsd_features)
+        if not isinstance(network, vgg.VGG):
+            raise UserError(
+                f"cfsd takes a VGG, and {settings.cfsd_features} is none: run `ganstyle weights fetch vgg19`"
+            )
         measures["cfsd"] = lambda a, b: style.cfsd(network, params, a, b)
     return {name: measure for name, measure in measures.items() if name in wanted}
 

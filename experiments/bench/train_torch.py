@@ -74,7 +74,7 @@ def train(settings: Settings, seed: int) -> float:
         latents = (torch.randn(settings.batch_size, LATENT_DIM) for _ in range(steps))
     for network in (gen, disc):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = [torch_dcgan.adam(network, settings.learning_rate) for network in (gen, disc)]
+    optimizers = torch_dcgan.adam(gen, settings.learning_rate), torch_dcgan.adam(disc, settings.learning_rate)
 
     start = time.perf_counter()
     for step, (images, z) in enumerate(zip(batches(source, settings, seed, steps), latents, strict=False)):
