@@ -69,11 +69,25 @@ _PYTORCH = ("https://download.pytorch.org/models/", "https://s3.amazonaws.com/py
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/"
 _KERAS_GITHUB = "https://github.com/fchollet/deep-learning-models/releases/download/v0.1/"
 _GITHUB = "https://raw.githubusercontent.com/"
-_LPIPS = (
-    f"{_GITHUB}richzhang/PerceptualSimilarity/master",
-    "https://github.com/richzhang/PerceptualSimilarity/raw/master",
-)
 _NOTOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
+
+
+def _heads(kind: str, network: str, widths: tuple[int, ...], size: int, sha256: str) -> Published:
+    places = (
+        f"{_GITHUB}richzhang/PerceptualSimilarity/master",
+        "https://github.com/richzhang/PerceptualSimilarity/raw/master",
+    )
+    return Published(
+        network=LpipsHeads(widths),
+        file=f"lpips-{kind}.pth",
+        size=size,
+        digest=f"sha256:{sha256}",
+        licence="BSD-2-Clause",
+        about=f"the linear layers of LPIPS 0.1 for {network}",
+        addresses=tuple(f"{place}/lpips/weights/v0.1/{kind}.pth" for place in places),
+    )
+
+
 PUBLISHED = {
     "vgg19": Published(
         network=VGG19,
@@ -164,31 +178,18 @@ PUBLISHED = {
         about="AlexNet of torchvision",
         addresses=tuple(f"{place}alexnet-owt-7be5be79.pth" for place in _PYTORCH),
     ),
-    **{
-        f"lpips-{kind}": Published(
-            network=LpipsHeads(widths),
-            file=f"lpips-{kind}.pth",
-            size=size,
-            digest=f"sha256:{sha256}",
-            licence="BSD-2-Clause",
-            about=f"the linear layers of LPIPS 0.1 for {network}",
-            addresses=tuple(f"{place}/lpips/weights/v0.1/{kind}.pth" for place in _LPIPS),
-        )
-        for kind, network, widths, size, sha256 in (
-            (
-                *("alex", "alexnet", (64, 192, 384, 256, 256)),
-                *(6_009, "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"),
-            ),
-            (
-                *("vgg", "vgg16", (64, 128, 256, 512, 512)),
-                *(7_289, "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),
-            ),
-            (
-                *("squeeze", "squeezenet", (64, 128, 256, 384, 384, 512, 512)),
-                *(10_811, "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76"),
-            ),
-        )
-    },
+    "lpips-alex": _heads(
+        *("alex", "alexnet", (64, 192, 384, 256, 256)),
+        *(6_009, "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"),
+    ),
+    "lpips-vgg": _heads(
+        *("vgg", "vgg16", (64, 128, 256, 512, 512)),
+        *(7_289, "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),
+    ),
+    "lpips-squeeze": _heads(
+        *("squeeze", "squeezenet", (64, 128, 256, 384, 384, 512, 512)),
+        *(10_811, "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76"),
+    ),
     "inception-fid": Published(
         network=InceptionV3(),
         file="pt_inception-2015-12-05-6726825d.pth",

@@ -155,6 +155,9 @@ def test_refusals_of_the_frechet_distance():
             moments = Moments(5)
             moments.update(draw(0, 2)[:n])
             moments.gaussian()
+    for add in (lambda: Moments(5).update(draw(0, d=4)), lambda: Moments(5).merge(Moments(4))):
+        with pytest.raises(UserError, match="moments of 5 features cannot take 4"):
+            add()
     with pytest.raises(UserError, match="real images have 5 features and the generated 4: take both from the same"):
         frechet_distance(gaussian(draw(0)), gaussian(draw(0, d=4)))
     with pytest.raises(UserError, match=r"shape \(n, d\).* got \(60,\)"):

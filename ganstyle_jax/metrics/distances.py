@@ -104,7 +104,7 @@ class Moments:
     def update(self, features: Any) -> None:
         """Adds a batch, (b, d) of any float type; b may be 0. Raises UserError."""
         features = _checked(features, 0, "a mean of features")
-        _check_dimensions(len(self.mean), features.shape[1])
+        self._check(features.shape[1])
         if len(features):
             rows = features.astype(np.float64)
             mean = rows.mean(axis=0)
@@ -113,10 +113,16 @@ class Moments:
 
     def merge(self, other: "Moments") -> None:
         """Adds all that `other` has seen, which is left as it is. Raises UserError."""
-        _check_dimensions(len(self.mean), len(other.mean))
+        self._check(len(other.mean))
         if other.count:
             self._add(other.count, other.mean, np.empty((0, len(self.mean))))
             self.scatter += other.scatter
+
+    def _check(self, dimensions: int) -> None:
+        if dimensions != len(self.mean):
+            raise UserError(
+                f"moments of {len(self.mean)} features cannot take {dimensions}: take all from one network and layer"
+            )
 
     def _add(self, count: int, mean: np.ndarray, rows: np.ndarray) -> None:
         """rows: differences of the new images from their own mean."""
