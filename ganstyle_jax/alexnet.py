@@ -60,7 +60,9 @@ class AlexNet:
         """Random weights, He et al. 2015."""
         params: vgg.Params = {"input": {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}}
         before = 3
-        for key_layer, (name, (features, side, _, _)) in zip(jax.random.split(key, 5), CONVOLUTIONS.items(), strict=True):
+        for key_layer, (name, (features, side, _, _)) in zip(
+            jax.random.split(key, 5), CONVOLUTIONS.items(), strict=True
+        ):
             kernel = jax.random.normal(key_layer, (side, side, before, features)) * (2 / (side**2 * before)) ** 0.5
             params[name], before = {"kernel": kernel, "bias": jnp.zeros(features)}, features
         return params
