@@ -231,7 +231,7 @@ def _of_network(
         return jnp.concatenate(means, axis=-1), found[logits[0]] if logits else None
 
     shapes = jax.eval_shape(network.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, smallest, smallest, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, size or smallest, size or smallest, 3), jnp.float32)
     dim = jax.eval_shape(function, shapes, image)[0].shape[1]
     return f"{name}:{'+'.join(taps)}", function, dim
 
@@ -412,6 +412,8 @@ def stream(
 
         for images in _regroup(batches, batch_size):
             n = len(images)
+            if not done and not waiting:  # there may be no more than these
+                batch_size = min(batch_size, -(-n // len(devices)) * len(devices))
             if n < batch_size:  # the same program for all; repeated images are as harmless as the image is
                 images = np.concatenate([images, np.repeat(images[-1:], batch_size - n, axis=0)])
             waiting.append((n, network.compute(params, jax.device_put(images, shared))))
@@ -496,7 +498,8 @@ def load_statistics(path: Path | str, network: FeatureNetwork) -> tuple[Gaussian
     where it says or shows that its features are not those of `network`.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened:
+            file = np.load(opened, allow_pickle=False)
             found = dict(file) if isinstance(file, np.lib.npyio.NpzFile) else {}
     except OSError as error:
         raise UserError(f"cannot read the statistics in {path}: {error.strerror or error}") from error
