@@ -80,7 +80,7 @@ class Source:
     """A set of square images with random access, safe to read from several threads."""
 
     name: str
-    image_shape: tuple[int, int, int]  # (h, w, c)
+    image_shape: tuple[int, int, int]  # (h, w, c); (0, 0, c) where every image keeps its own size
     dtype: np.dtype  # of the images `read` gives: uint8, or float32 where the data hold more than 8 bits
     size: int | None  # number of images, None for an unlimited source
     label_names: tuple[str, ...] | None  # name of each class, None without classes
@@ -106,8 +106,8 @@ def to_float(images: Any) -> Any:
     raise TypeError(f"images must be uint8 or float32, got {images.dtype}")
 
 
-def open_source(spec: str, image_size: int, channels: int | None = None, seed: int = 0) -> Source:
-    """The images that `spec` names, as squares of `image_size` pixels.
+def open_source(spec: str, image_size: int | None, channels: int | None = None, seed: int = 0) -> Source:
+    """The images that `spec` names, as squares of `image_size` pixels, or with None whole and each at its own size.
 
     A folder, .zip or .tar: all images below it, sorted by path. Folders that all images share are passed over; of the
       rest the first level gives the classes (the rule of torchvision's ImageFolder), if every image lies in one. Where
@@ -123,11 +123,13 @@ def open_source(spec: str, image_size: int, channels: int | None = None, seed: i
     decided from at most 16 of them, evenly spaced: one channel if all 16 are grey, float32 if one holds more than
     8 bits (16-bit grey; Pillow gives 16-bit colour as 8 bits). Raises UserError.
     """
-    if not isinstance(image_size, int) or image_size < 1:
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise UserError(f"image_size must be a whole number of pixels from 1 up, got {image_size!r}.")
     if channels not in (None, 1, 3):
         raise UserError(f"channels must be 1 (grey), 3 (colour) or left out to follow the data, got {channels!r}.")
     if spec == "glyphs" or spec.startswith("glyphs:"):
+        if image_size is None:
+            raise UserError("Glyphs are drawn at any size: give one.")
         return _glyphs(spec, image_size, channels, seed)
     if spec.startswith("tfds:"):
         return _tfds(spec, image_size, channels)
@@ -162,9 +164,10 @@ def open_source(spec: str, image_size: int, channels: int | None = None, seed: i
 # Pictures
 
 
-def fit(image: "Image.Image", image_size: int, channels: int, dtype: np.dtype) -> np.ndarray:
+def fit(image: "Image.Image", image_size: int | None, channels: int, dtype: np.dtype) -> np.ndarray:
     """The upright central square of a Pillow image of any mode, (image_size, image_size, channels) of uint8 or float32.
 
+    With None it is the whole, (h, w, channels).
     Raises what Pillow raises for damaged files, and ValueError for pixels whose range is unknown.
     """
     from PIL import Image, ImageOps
@@ -174,9 +177,10 @@ def fit(image: "Image.Image", image_size: int, channels: int, dtype: np.dtype) -
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:
         log.debug("unreadable EXIF data, taken as upright", exc_info=True)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2  # whole pixels: equal sizes need no resampling
-    image = image.crop((left, top, left + side, top + side))
+    if image_size is not None:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2  # whole pixels: equal sizes stay as they are
+        image = image.crop((left, top, left + side, top + side))
 
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range in an image file; use an .npz file")
@@ -188,23 +192,26 @@ def fit(image: "Image.Image", image_size: int, channels: int, dtype: np.dtype) -
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("L" if channels == 1 else "RGB")
-    image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
-    return _convert(np.array(np.asarray(image).reshape(image_size, image_size, channels)), dtype)
+    if image_size is not None:
+        image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
+    return _convert(np.array(np.asarray(image).reshape(image.height, image.width, channels)), dtype)
 
 
-def fit_float(pixels: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+def fit_float(pixels: np.ndarray, image_size: int | None, channels: int) -> np.ndarray:
     """`fit` for (h, w, 1 | 3 | 4) float32 in [-1, 1], at full precision; the fourth channel is opacity, -1 for none."""
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    pixels = pixels[top : top + side, left : left + side]
+    if image_size is not None:
+        side = min(pixels.shape[:2])
+        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+        pixels = pixels[top : top + side, left : left + side]
     if pixels.shape[-1] == 4:
         opacity = (pixels[..., 3:] + 1) / 2
         pixels = 1 + opacity * (pixels[..., :3] - 1)
     if pixels.shape[-1] == 3 and channels == 1:
         pixels = (pixels @ LUMA.astype(np.float32))[..., None]
-    pixels = resize(pixels, (image_size, image_size))
+    if image_size is not None:
+        pixels = resize(pixels, (image_size, image_size))
     pixels = np.clip(pixels, -1, 1)  # Lanczos overshoots at edges
-    return np.array(np.broadcast_to(pixels, (image_size, image_size, channels)), np.float32)
+    return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], channels)), np.float32)
 
 
 def _convert(images: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -223,7 +230,7 @@ def _encoded(
     describe: Callable[[int], str],
     load: Callable[[int], tuple[bytes, int | None]],
     label_names: tuple[str, ...] | None,
-    image_size: int,
+    image_size: int | None,
     channels: int | None,
 ) -> Source:
     """A source of encoded images; load(i) gives the file's bytes and its class."""
@@ -256,7 +263,8 @@ def _encoded(
             raise CorruptImage(describe(i), _reason(error)) from error
         return example if label is None else {**example, "label": np.array(label, np.int32)}
 
-    return Source(name, (image_size, image_size, channels), dtype, size, label_names, read)
+    side = image_size or 0
+    return Source(name, (side, side, channels), dtype, size, label_names, read)
 
 
 def _reason(error: Exception) -> str:
@@ -272,7 +280,7 @@ def _files(
     members: dict[str, Any],
     inner: str,
     load: Callable[[Any], bytes],
-    image_size: int,
+    image_size: int | None,
     channels: int | None,
 ) -> Source:
     """A source of named files, {path below the root: what `load` wants}, whatever holds them."""
@@ -323,7 +331,7 @@ def _classes(names: list[str]) -> tuple[list[str], np.ndarray | None, tuple[str,
     return names, np.array([number[folder] for folder in first], np.int32), tuple(folders)
 
 
-def _folder(path: Path, image_size: int, channels: int | None) -> Source:
+def _folder(path: Path, image_size: int | None, channels: int | None) -> Source:
     members, seen, idx = {}, set(), []
     for folder, subfolders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
@@ -346,7 +354,7 @@ def _read_file(path: str) -> bytes:
         return file.read()
 
 
-def _zip(path: Path, inner: str, image_size: int, channels: int | None) -> Source:
+def _zip(path: Path, inner: str, image_size: int | None, channels: int | None) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
@@ -388,7 +396,7 @@ def _read_zip_member(path: Path, location: tuple[int, int, int, int]) -> bytes:
     return data
 
 
-def _tar(path: Path, inner: str, image_size: int, channels: int | None) -> Source:
+def _tar(path: Path, inner: str, image_size: int | None, channels: int | None) -> Source:
     members: dict[str, Any] = {}
     plain = path.suffix.lower() == ".tar"
     try:
@@ -431,7 +439,7 @@ def _list(names: Sequence[Any], most: int = 8) -> str:
 # Arrays: npz, IDX
 
 
-def _npz(path: Path, key: str, image_size: int, channels: int | None) -> Source:
+def _npz(path: Path, key: str, image_size: int | None, channels: int | None) -> Source:
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -478,7 +486,7 @@ def _partner(key: str) -> str:
     return re.sub("images?", lambda m: m[0].replace("image", "label"), re.sub(r"^[xX](?=_|$)", "y", key))
 
 
-def _idx(path: Path, image_size: int, channels: int | None) -> Source:
+def _idx(path: Path, image_size: int | None, channels: int | None) -> Source:
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     other = beside.with_suffix("") if beside.suffix == ".gz" else beside.with_name(beside.name + ".gz")
     labels = None
@@ -508,7 +516,7 @@ def _read_idx(path: Path) -> np.ndarray:
 
 
 def _arrays(
-    name: str, where: str, images: np.ndarray, labels: np.ndarray | None, image_size: int, channels: int | None
+    name: str, where: str, images: np.ndarray, labels: np.ndarray | None, image_size: int | None, channels: int | None
 ) -> Source:
     from PIL import Image
 
@@ -516,10 +524,11 @@ def _arrays(
     classes, label_names = _labels(labels, len(images), where)
     channels = channels or (1 if images.shape[-1] == 1 else 3)
     dtype = np.dtype(np.uint8 if images.dtype == np.uint8 else np.float32)
+    height, width = (image_size, image_size) if image_size is not None else images.shape[1:3]
 
     def read(i: int) -> dict[str, np.ndarray]:
         pixels = images[range(len(images))[i]]
-        if pixels.shape == (image_size, image_size, channels) and dtype == np.uint8:
+        if pixels.shape == (height, width, channels) and dtype == np.uint8:
             example = {"image": np.array(pixels)}
         elif dtype == np.uint8:
             picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
@@ -529,7 +538,7 @@ def _arrays(
             example = {"image": fit_float(pixels, image_size, channels)}
         return example if classes is None else {**example, "label": np.array(classes[i], np.int32)}
 
-    return Source(name, (image_size, image_size, channels), dtype, len(images), label_names, read)
+    return Source(name, (height, width, channels), dtype, len(images), label_names, read)
 
 
 def _pixels(images: np.ndarray, where: str) -> tuple[np.ndarray, np.float32, np.float32]:
@@ -625,7 +634,7 @@ def _glyphs(spec: str, image_size: int, channels: int | None, seed: int) -> Sour
 # TFDS: prepared sets are read without TensorFlow, preparing them needs it
 
 
-def _tfds(spec: str, image_size: int, channels: int | None) -> Source:
+def _tfds(spec: str, image_size: int | None, channels: int | None) -> Source:
     name, _, split = spec.removeprefix("tfds:").partition(":")
     split = split or "train"
     folder = _tfds_folder(name)
@@ -853,7 +862,7 @@ class Batches:
         {"image": (batch_size / process_count, h, w, c), "label": (batch_size / process_count,), ...} in the source's
         dtypes. At most `workers` batches wait in memory. Closing the iterator stops the threads.
         """
-        return _threaded(self._batch, start, stop, self.workers)
+        return threaded(self._batch, start, stop, self.workers)
 
     def load(self, progress: bool = True) -> dict[str, np.ndarray]:
         """The whole source, {"image": (n, h, w, c), "label": (n,)}, for `indices` to choose from.
@@ -874,7 +883,7 @@ class Batches:
         from tqdm import tqdm
 
         with tqdm(total=size, desc="decoding", unit="image", disable=not progress, delay=1, leave=False) as bar:
-            for examples in _threaded(part, 0, -(-size // chunk), self.workers):
+            for examples in threaded(part, 0, -(-size // chunk), self.workers):
                 for i, example in examples:
                     for key, value in example.items():
                         if key not in arrays:
@@ -952,7 +961,7 @@ def permutation(seed: int, size: int, epoch: int) -> np.ndarray:
     return np.argsort(bits, kind="stable")
 
 
-def _threaded(function: Callable[[int], Any], start: int, stop: int, workers: int) -> Generator[Any, None, None]:
+def threaded(function: Callable[[int], Any], start: int, stop: int, workers: int) -> Generator[Any, None, None]:
     """function(start), ..., function(stop - 1) in order, computed ahead by Grain's threads."""
     import grain
 

@@ -183,7 +183,8 @@ def load_for_style(name_or_path: Path | str) -> tuple[vgg.Network, Params]:
     network, params = load(name_or_path)
     if not isinstance(network, vgg.Network):
         raise UserError(
-            f"{name_or_path} is {type(network).__name__}, which style transfer cannot compare by; take a VGG or SqueezeNet"
+            f"{name_or_path} is {type(network).__name__}, which style transfer cannot compare by; "
+            "take a VGG or SqueezeNet"
         )
     return network, params
 

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_vgg
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ganstyle_jax import inception, stylize, torch_files, weights
 from ganstyle_jax.files import UserError
@@ -286,13 +284,14 @@ def test_smallest_side(tap):
         shape(side - 1)
 
 
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 100))
-def test_means_leave_out_what_is_not_there(height, width, seed):
-    x = np.random.default_rng(seed).normal(size=(1, height, width, 2)).astype(np.float32)
-    expected = [
-        [x[0, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((0, 1)) for j in range(width)] for i in range(height)
-    ]
-    np.testing.assert_allclose(inception._mean_3x3(jnp.asarray(x))[0], expected, atol=1e-6)
+def test_means_leave_out_what_is_not_there():
+    for height, width in ((1, 1), (1, 4), (5, 2), (4, 3)):
+        x = np.random.default_rng(height).normal(size=(1, height, width, 2)).astype(np.float32)
+        expected = [
+            [x[0, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((0, 1)) for j in range(width)]
+            for i in range(height)
+        ]
+        np.testing.assert_allclose(inception._mean_3x3(jnp.asarray(x))[0], expected, atol=1e-6)
 
 
 def test_stylize_refuses_it(published):

@@ -1,1 +1,1 @@
-"""How good images are: distances between sets of them, similarity of pairs, and the features to measure both in."""
+"""How good generated and stylised images are: distances of features, similarity of pairs, style transfer's own."""
