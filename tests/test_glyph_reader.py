@@ -236,6 +236,7 @@ def test_calibration_error_by_hand(script):
     assert script.calibration_error(confidence, truth) == pytest.approx(0.8 * 0.15 + 0.2 * 0.1)
 
 
+@pytest.mark.slow
 def test_script_trains_a_few_steps(script, tmp_path, home):
     settings = script.Settings(
         out=tmp_path / "reader.safetensors", glyphs=200, steps=2, batch_size=8, test_glyphs=40, json=tmp_path / "r.json"

@@ -45,7 +45,7 @@ def rises(rows, statistic, start=0):
 def test_noise_and_blur_raise_fid_and_kid(of_real, other):
     images = other["image"][:800]
     for damage, levels in ((script.noisy, (0.0, 0.1, 0.2, 0.4, 0.8)), (script.blurred, (0.0, 1.0, 2.0, 3.0, 4.0))):
-        rows = script.damaged(of_real, images, damage, levels, script.reader_features, 500)
+        rows = script.with_damage(of_real, images, damage, levels, script.reader_features, 500)
         assert rises(rows, "fid") and rises(rows, "kid"), rows
         assert rows[-1]["fid"] > 20 * rows[0]["fid"], rows
 
@@ -104,10 +104,13 @@ def test_damage_of_no_size_changes_nothing(other):
     assert noise.std() == pytest.approx(0.2, rel=0.01)
 
 
+@pytest.mark.slow
 def test_script_leaves_a_record_and_a_picture(tmp_path, home):
-    settings = script.Settings(images=300, subset_size=50, json=tmp_path / "record.json", plot=tmp_path / "curves.png")
+    settings = script.Settings(
+        images=300, damaged=60, subset_size=50, json=tmp_path / "record.json", plot=tmp_path / "curves.png"
+    )
     script.main(settings)
     record = json.loads((tmp_path / "record.json").read_text())
     assert [row["level"] for row in record["reader"]["noise"]] == list(script.NOISE)
-    assert record["compact"]["dimensions"] == 128 and len(record["modes"]) == len(script.KEPT)
+    assert record["compact"]["dimensions"] == 352 and len(record["modes"]) == len(script.KEPT)
     assert (tmp_path / "curves.png").stat().st_size > 20_000
