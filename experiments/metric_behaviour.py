@@ -13,28 +13,26 @@ apart. "real" is how far two sets of real glyphs are apart: the bias of FID from
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from tqdm import tqdm, trange
+from tqdm import trange
 
-from ganstyle_jax import cli, data, glyph_reader, glyphs, weights
+from ganstyle_jax import cli, data, glyph_reader, glyphs
 from ganstyle_jax.files import UserError, atomic_path
 from ganstyle_jax.images import to_uint8
-from ganstyle_jax.metrics import distances, modes
+from ganstyle_jax.metrics import distances, features, modes
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
 import machine
 
 IMAGE_SIZE = 32
-COMPACT_TAP = "relu4_4"
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviations
 BLUR = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # pixels
 KEPT = (34, 30, 20, 10, 5, 2)  # classes
@@ -45,7 +43,8 @@ REAL_SEED, OTHER_SEED = 2_000_001, 2_000_002
 class Settings:
     """How many images."""
 
-    images: int = 10_000  # real ones, and as many others; half of them for each damage
+    images: int = 10_000  # real ones, and as many others; half of them lose classes
+    damaged: int = 2_000  # of the others, for each level of noise and blur
     subset_size: int = 500  # of KID
     json: Path | None = Path("metric_behaviour.json")  # file for the record; a bare name goes into experiments/results/
     plot: Path | None = None  # picture of the curves
@@ -60,13 +59,14 @@ def main(settings: Settings) -> None:
     }
     half = settings.images // 2
     few = {name: x[:half] for name, x in other.items()}
-    for name, features in {"reader": reader_features, "compact": compact_features()}.items():
-        of_real, of_other = features(real["image"]), features(other["image"])
+    damaged_images = other["image"][: settings.damaged]
+    for name, extract in {"reader": reader_features, "compact": compact_features}.items():
+        of_real, of_other = extract(real["image"]), extract(other["image"])
         record[name] = {
             "dimensions": of_real.shape[1],
             "real": real_against_real(of_real, of_other, settings.subset_size),
-            "noise": damaged(of_real, few["image"], noisy, NOISE, features, settings.subset_size),
-            "blur": damaged(of_real, few["image"], blurred, BLUR, features, settings.subset_size),
+            "noise": with_damage(of_real, damaged_images, noisy, NOISE, extract, settings.subset_size),
+            "blur": with_damage(of_real, damaged_images, blurred, BLUR, extract, settings.subset_size),
             "classes": fewer_classes(of_real, of_other[:half], classes_of(few), KEPT, settings.subset_size),
         }
     record["modes"] = found_classes(few, glyph_reader.read(few["image"]), known(real), KEPT)
@@ -113,22 +113,15 @@ def reader_features(images: np.ndarray) -> np.ndarray:
     return glyph_reader.read(images).features
 
 
-def compact_features() -> Callable[[np.ndarray], np.ndarray]:
-    """Of the compact perceptual network, averaged over the picture: uint8 (n, 32, 32, 3) -> (n, d) float32."""
-    network, params = weights.load("compact")
+def compact_features(images: np.ndarray) -> np.ndarray:
+    """(n, 352) float32, of the compact perceptual network, averaged over the picture."""
+    network = compact()
+    return features.extract(network, features.images_from(images, network))[0]
 
-    @jax.jit
-    def pooled(params, images):
-        return network.apply(params, data.to_float(images), (COMPACT_TAP,))[COMPACT_TAP].mean((1, 2))
 
-    def features(images: np.ndarray) -> np.ndarray:
-        chunks = range(0, len(images), 250)
-        parts = [
-            np.asarray(pooled(params, jnp.asarray(images[i : i + 250]))) for i in tqdm(chunks, "compact", leave=False)
-        ]
-        return np.concatenate(parts)
-
-    return features
+@functools.cache
+def compact() -> features.FeatureNetwork:
+    return features.feature_network("compact")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,15 +147,15 @@ def real_against_real(real: np.ndarray, other: np.ndarray, subset_size: int) -> 
     return rows
 
 
-def damaged(
+def with_damage(
     of_real: np.ndarray,
     images: np.ndarray,
     damage: Callable[[np.ndarray, float], np.ndarray],
     levels: tuple[float, ...],
-    features: Callable[[np.ndarray], np.ndarray],
+    extract: Callable[[np.ndarray], np.ndarray],
     subset_size: int,
 ) -> list[dict[str, float]]:
-    return [{"level": x} | apart(of_real, features(damage(images, x)), subset_size) for x in levels]
+    return [{"level": x} | apart(of_real, extract(damage(images, x)), subset_size) for x in levels]
 
 
 def fewer_classes(

@@ -295,7 +295,8 @@ def calibrate(params: glyph_reader.Params, held_out: dict[str, jax.Array], setti
         scaled -= scaled.max(axis=1, keepdims=True)
         return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]).mean())
 
-    temperature = float(np.exp(minimize_scalar(negative_log_likelihood, bounds=(-2, 2), method="bounded").x))
+    found: Any = minimize_scalar(negative_log_likelihood, bounds=(-2, 2), method="bounded")
+    temperature = float(np.exp(found.x))
     reader = Reader(params, temperature, 0.5, {})
     confidence = glyph_reader.read(np.asarray(held_out["image"]), reader=reader).confidence
     threshold = max(0.5, float(np.quantile(confidence, settings.unreadable_real)))

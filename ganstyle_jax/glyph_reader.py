@@ -1,7 +1,8 @@
 """A small network that reads glyphs: which character, in which font, at which angle, in which two colours, or none.
 
     reading = glyph_reader.read(samples)               # uint8 or float in [-1, 1], (n, s, s, 1 or 3), any size
-    modes.coverage(reading.probabilities, glyph_reader.shares(), reader.threshold, ...)
+    known = modes.accuracy(glyph_reader.read(real).probabilities, glyph_reader.class_labels(labels), reading.threshold)
+    found = modes.modes(reading.probabilities, glyph_reader.shares(), known, reading.characters)
 
 It tells the characters of `glyphs` apart, apart from O and 0 and from I and 1, which look too alike: either pair is one
 class, so that there are 34. What is no character (noise, two letters in one, a fragment) is a 35th answer, whose
