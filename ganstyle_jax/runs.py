@@ -66,12 +66,18 @@ def method_name(method: ModuleType) -> str:
 
 def describe(method: ModuleType, cfg: Any, data: str, loop: Any) -> dict:
     """The contents of run.json. "method", "config", "data" and "loop" say all that decides the result."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "method": method_name(method),
         "config": dataclasses.asdict(cfg),
         "data": data,
         "loop": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(loop).items()},
+    } | surroundings()
+
+
+def surroundings() -> dict:
+    """What run.json tells of the program and the machine: "versions", "devices" and "processes"."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
         "versions": {"ganstyle_jax": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
