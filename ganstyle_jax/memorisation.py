@@ -10,6 +10,7 @@ a distance of pixels.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -62,7 +63,7 @@ def check(samples: np.ndarray, source: data.Source, compared: int, k: int = 4, s
     indices, distances = nearest(fake, real, k)
     probes = np.linspace(0, available - 1, min(available, 1000)).astype(int)
     # The nearest image of one that is itself among them is itself.
-    real_distances = nearest(real[probes], real, 2, skip=probes)[1][:, 0]
+    real_distances = nearest(real[probes], real, 1, skip=probes)[1][:, 0]
     neighbours = data.to_float(images[indices])
     pixels = np.sqrt(np.mean((neighbours - samples[:, None]) ** 2, axis=(2, 3, 4))) * 127.5
     return Memorisation(samples, neighbours, distances, pixels, real_distances, available, source.size)
@@ -80,7 +81,7 @@ def features(images: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-@jax.jit(static_argnames="network")
+@functools.partial(jax.jit, static_argnames="network")
 def _features(network: vgg.VGG, params: Any, images: jax.Array) -> jax.Array:
     n, h, w, c = images.shape
     if min(h, w) < SMALLEST:
@@ -99,9 +100,11 @@ def nearest(
     skip: (n,) for each query one index that does not count, or None. It needs k < m then, k <= m otherwise.
     """
     indices, distances = [], []
+    queries, among = queries.astype(np.float64), among.astype(np.float64)
+    lengths = (among**2).sum(1)
     for start in range(0, len(queries), 256):
-        part = queries[start : start + 256].astype(np.float64)
-        squares = (part**2).sum(1)[:, None] - 2 * part @ among.T.astype(np.float64) + (among.astype(np.float64) ** 2).sum(1)
+        part = queries[start : start + 256]
+        squares = lengths - 2 * part @ among.T  # less the query's own length, which does not change the order
         if skip is not None:
             squares[np.arange(len(part)), skip[start : start + 256]] = np.inf
         order = np.argsort(squares, axis=1, kind="stable")[:, :k]
