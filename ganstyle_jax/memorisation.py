@@ -72,6 +72,7 @@ def check(samples: np.ndarray, source: data.Source, compared: int, k: int = 4, s
 def features(images: np.ndarray) -> np.ndarray:
     """(n, h, w, 1 or 3) float in [-1, 1] to (n, d) float32: means and deviations by channel at each of LAYERS."""
     network, params = weights.load("compact")
+    assert isinstance(network, vgg.VGG)
     found = []
     for start in range(0, len(images), BATCH):
         part = np.asarray(images[start : start + BATCH], np.float32)
