@@ -142,6 +142,8 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as file:
             return np.asarray(file.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"there is no picture {path}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no picture that can be read: {first_line(error)}") from error
 
@@ -181,7 +183,7 @@ def heading(found: Sequence[Run]) -> Html:
         items = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts(found[0]).items()]
         about = paragraph(summary(found[0]), soft=True)
         return join(tag("h1", found[0].name), about, tag("dl", items, class_="facts"))
-    said = {"method", "data", "image_size", "styles", "size"}  # by `summary`
+    said = {"method", "data", "image_size", "styles", "size", "out"}  # by `summary`, or of no interest here
     differing = [name for name in differing_settings(found) if name not in said][:4]
     items = []
     for i, run in enumerate(found):

@@ -379,12 +379,12 @@ class Journal:
             self._continue_run(self.settings.run_dir, progress[0])
 
     def _continue_run(self, folder: Path, told: gatys.Progress) -> None:
-        """A line of metrics.jsonl for each step since the last call, and the picture as it is now."""
+        """A line of metrics.jsonl for each step since the last call, and now and then the picture as it is."""
         new = self.steps[0][-len(told.losses) :] if told.losses else []
         with open(folder / "metrics.jsonl", "a") as file:
             file.writelines(json.dumps(metrics_line(step)) + "\n" for step in new)
         done = self.steps[0][-1]["evaluations"]
-        if done >= self.kept + (self.settings.save_every or STEPS_OF_RUN):
+        if done >= self.kept + (self.settings.save_every or STEPS_OF_RUN) or told.done == 1:
             self.kept = done
             pictures.write_picture(folder / "steps" / f"{done:06d}.png", self._coloured(0, told.image))
 
