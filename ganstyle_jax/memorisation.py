@@ -26,21 +26,25 @@ BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Memorisation:
-    """The neighbours of samples among training images."""
+    """How near samples come to training images. Distances are in features, unless it says pixels."""
 
-    samples: np.ndarray  # (n, h, w, c) float32 in [-1, 1]
-    neighbours: np.ndarray  # (n, k, h, w, c) float32 in [-1, 1], nearest first
-    distances: np.ndarray  # (n, k) to them, in features
-    pixel_distances: np.ndarray  # (n, k) to them, root mean square in grey levels of 255
-    real_distances: np.ndarray  # (m,) from real images to the nearest other one, in features
+    sample_distances: np.ndarray  # (n,) from each sample to the nearest training image
+    real_distances: np.ndarray  # (m,) from real images to the nearest other one
+    samples: np.ndarray  # (s, h, w, c) float32 in [-1, 1]: those nearest to a training image, nearest first
+    neighbours: np.ndarray  # (s, k, h, w, c) float32 in [-1, 1]: the training images nearest to each, nearest first
+    distances: np.ndarray  # (s, k) to them
+    pixel_distances: np.ndarray  # (s, k) to them, root mean square in grey levels of 255
     compared: int  # training images that were looked through
     total: int | None  # that there are, None for an unlimited source
 
 
-def check(samples: np.ndarray, source: data.Source, compared: int, k: int = 4, seed: int = 0) -> Memorisation:
+def check(
+    samples: np.ndarray, source: data.Source, compared: int, k: int = 4, shown: int = 16, seed: int = 0
+) -> Memorisation:
     """Looks for samples (n, h, w, c) among `compared` images of the source, drawn without replacement by the seed.
 
-    Raises ValueError where the source has fewer than k + 1 images, and data.CorruptImage.
+    Pictures are kept of the `shown` samples that are nearest to a training image. Raises ValueError where the source
+    has fewer than k + 1 images, and data.CorruptImage.
     """
     from tqdm import tqdm
 
@@ -51,12 +55,10 @@ def check(samples: np.ndarray, source: data.Source, compared: int, k: int = 4, s
         chosen = np.arange(available)
     else:
         chosen = np.sort(np.random.default_rng(seed).permutation(source.size)[:available])
-    images, found = [], []
+    found = []
     for start in tqdm(range(0, available, BATCH), desc="training images", unit="batch", disable=available < 8 * BATCH):
-        part = np.stack([source.read(int(i))["image"] for i in chosen[start : start + BATCH]])
-        images.append(part)
-        found.append(features(data.to_float(part)))
-    images, real = np.concatenate(images), np.concatenate(found)
+        found.append(features(np.stack([source[int(i)]["image"] for i in chosen[start : start + BATCH]])))
+    real = np.concatenate(found)
     # Dimensions that hardly vary among real images would count for nothing beside those that do.
     spread = np.maximum(real.std(0), 1e-3 * real.std(0).max() + 1e-12)
     real, fake = real / spread, features(samples) / spread
@@ -64,9 +66,20 @@ def check(samples: np.ndarray, source: data.Source, compared: int, k: int = 4, s
     probes = np.linspace(0, available - 1, min(available, 1000)).astype(int)
     # The nearest image of one that is itself among them is itself.
     real_distances = nearest(real[probes], real, 1, skip=probes)[1][:, 0]
-    neighbours = data.to_float(images[indices])
-    pixels = np.sqrt(np.mean((neighbours - samples[:, None]) ** 2, axis=(2, 3, 4))) * 127.5
-    return Memorisation(samples, neighbours, distances, pixels, real_distances, available, source.size)
+    order = np.argsort(distances[:, 0], kind="stable")[:shown]
+    # Read anew: thousands of large images need not be kept for the few that are shown.
+    neighbours = np.stack([[source[int(chosen[j])]["image"] for j in indices[i]] for i in order])
+    errors = neighbours - samples[order, None]
+    return Memorisation(
+        sample_distances=distances[:, 0],
+        real_distances=real_distances,
+        samples=samples[order],
+        neighbours=neighbours,
+        distances=distances[order],
+        pixel_distances=np.sqrt(np.mean(errors**2, axis=(2, 3, 4))) * 127.5,
+        compared=available,
+        total=source.size,
+    )
 
 
 def features(images: np.ndarray) -> np.ndarray:
@@ -122,4 +135,4 @@ def share_too_near(found: Memorisation) -> float:
 
     About 0.01 for new images of the same distribution, and more for copies.
     """
-    return float(np.mean(found.distances[:, 0] < np.quantile(found.real_distances, 0.01)))
+    return float(np.mean(found.sample_distances < np.quantile(found.real_distances, 0.01)))

@@ -4,6 +4,7 @@ report.html beside this file is the page around them: its style, and the script 
 """
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ MOST_POINTS = 1500  # of a curve
 LONGEST_SIDE = 1200  # pixels of a picture in the page
 SHOWN_SIDE = 640  # pixels on the screen up to which small pictures are enlarged
 LOSSLESS_BYTES = 90_000  # a picture that takes no more without loss is stored so
+LOSSLESS_PIXELS = 200_000  # of larger ones it is not tried, because it takes long
 VOID = ("img", "input")
 
 
@@ -114,23 +116,37 @@ def thinned(items: Sequence[Any], most: int) -> list[Any]:
 # Pictures
 
 
-def data_uri(picture: np.ndarray, budget: float) -> str:
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture that is ready to be put into a page."""
+
+    uri: str
+    width: int  # on the screen, in its pixels
+    height: int
+    square_pixels: bool  # it is enlarged, and that is to be seen
+
+
+def encode(picture: np.ndarray, budget: float, enlarge: Literal["pixels", "smoothly", "no"] = "pixels") -> Picture:
     """(h, w, 1 or 3) uint8, or float in [-1, 1], as WebP in a data URI of about `budget` bytes at most.
 
-    Without loss where that is small, else of quality 85, else in fewer pixels.
+    Without loss where that is small, else of quality 85, else in fewer pixels. enlarge: by a whole number, where a
+    picture is small.
     """
     pixels = picture if picture.dtype == np.uint8 else images.to_uint8(picture)
     file = Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))))
     file.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    encoded = _webp(file, lossless=True) if file.width * file.height <= 10 * LOSSLESS_BYTES else b""
+    scale = 1 if enlarge == "no" else max(1, SHOWN_SIDE // max(file.size))
+    shape = file.width * scale, file.height * scale
+    encoded = _webp(file, lossless=True) if file.width * file.height <= LOSSLESS_PIXELS else b""
     if not 0 < len(encoded) * 4 / 3 <= min(budget, LOSSLESS_BYTES):
         encoded = _webp(file, quality=85)
         while len(encoded) * 4 / 3 > budget and min(file.size) > 32:
-            scale = max(0.5, min(0.9, (budget / (len(encoded) * 4 / 3)) ** 0.5))
-            smaller = max(1, round(file.width * scale)), max(1, round(file.height * scale))
+            factor = max(0.5, min(0.9, (budget / (len(encoded) * 4 / 3)) ** 0.5))
+            smaller = max(1, round(file.width * factor)), max(1, round(file.height * factor))
             file = file.resize(smaller, Image.Resampling.LANCZOS)
             encoded = _webp(file, quality=80)
-    return "data:image/webp;base64," + base64.b64encode(encoded).decode()
+    uri = "data:image/webp;base64," + base64.b64encode(encoded).decode()
+    return Picture(uri, *shape, square_pixels=scale > 1 and enlarge == "pixels")
 
 
 def _webp(file: Image.Image, **options: Any) -> bytes:
@@ -139,15 +155,10 @@ def _webp(file: Image.Image, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def image(picture: np.ndarray, alt: str, budget: float, smooth: bool = False, **attributes: Any) -> Html:
-    """An img element. Small pictures are enlarged by a whole number, their pixels square unless `smooth`."""
-    height, width = picture.shape[:2]
-    scale = max(1, SHOWN_SIDE // max(width, height))
-    pixels = "small-pixels" if scale > 1 and not smooth else None
-    if max(height, width) > LONGEST_SIDE:
-        scale = LONGEST_SIDE / max(height, width)
-    shape = {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
-    return tag("img", src=data_uri(picture, budget), alt=alt, **shape, class_=pixels, decoding="sync", **attributes)
+def image(picture: Picture, alt: str, **attributes: Any) -> Html:
+    """An img element."""
+    shape = {"width": picture.width, "height": picture.height, "class_": "pixels" if picture.square_pixels else None}
+    return tag("img", src=picture.uri, alt=alt, **shape, decoding="sync", **attributes)
 
 
 def film(labels: Sequence[str], columns: Sequence[Html], what: str, fps: float = 3) -> Html:
@@ -161,26 +172,11 @@ def film(labels: Sequence[str], columns: Sequence[Html], what: str, fps: float =
     return tag("div", controls, stage, class_="film", data_labels=json.dumps(list(labels)), data_fps=f"{fps:g}")
 
 
-def frames(
-    pictures: Sequence[tuple[int, np.ndarray]],
-    labels: Sequence[str],
-    alt: str,
-    caption: str,
-    budget: float,
-    smooth: bool = False,
-) -> Html:
-    """A column of a film: pictures and their places on the slider, rising; without scripts the last one is seen.
-
-    budget: bytes for all of them.
-    """
+def frames(pictures: Sequence[tuple[int, Picture]], labels: Sequence[str], alt: str, caption: str) -> Html:
+    """A column of a film: pictures and their places on the slider, rising; without scripts the last one is seen."""
     last = pictures[-1][0]
     shown = [
-        image(
-            *(picture, f"{alt}, {labels[place]}", budget / len(pictures), smooth),
-            data_at=place,
-            hidden=place != last,
-        )
-        for place, picture in pictures
+        image(picture, f"{alt}, {labels[place]}", data_at=place, hidden=place != last) for place, picture in pictures
     ]
     said = [caption, " · ", tag("span", labels[last], class_="at")]
     return tag("figure", shown, tag("figcaption", said) if caption else None)

@@ -397,40 +397,31 @@ def samples(trained: Sequence[Run], made: Page) -> Html:
         grids[run.name] = {}
         for step, path in chosen:
             try:
-                grids[run.name][step] = read_picture(path)
+                picture = read_picture(path)
             except UserError as error:
                 notes.append(note(f"Left out: {error}."))
+                continue
+            grids[run.name][step] = page.encode(picture, SAMPLE_BYTES / len(trained) / len(chosen))
         if not files:
             notes.append(note(f"{run.name} holds no sample grids yet."))
     if dropped:
         notes.append(note(f"{dropped} more grids are in the run folders: at most {MOST_GRIDS} of each run are shown."))
     about = "All grids of a run are drawn from the same latents, so that one can follow a picture."
     about += " A run without a grid of the chosen step shows the last one before it." if len(trained) > 1 else ""
-    shown = side_by_side(grids, "step {:,}", "Samples of", "Step", SAMPLE_BYTES)
+    shown = side_by_side(grids, "step {:,}", "Samples of", "Step")
     return made.section("Samples", paragraph(about, soft=True) if shown else None, shown, notes)
 
 
-def side_by_side(
-    pictures: dict[str, dict[int, np.ndarray]], label: str, alt: str, what: str, budget: float, smooth: bool = False
-) -> Html | None:
+def side_by_side(pictures: dict[str, dict[int, page.Picture]], label: str, alt: str, what: str) -> Html | None:
     """A film of several runs, by name and step, with one slider over all steps. label: of a step, to be formatted."""
-    with_pictures = {name: of for name, of in pictures.items() if of}
-    if not with_pictures:
-        return None
-    steps = sorted({step for of in with_pictures.values() for step in of})
+    steps = sorted({step for of in pictures.values() for step in of})
     labels = [label.format(step) for step in steps]
-    columns = [
-        page.frames(
-            [(steps.index(step), of[step]) for step in sorted(of)],
-            labels,
-            f"{alt} {name}",
-            name if len(pictures) > 1 else "",
-            budget / len(with_pictures),
-            smooth,
-        )
-        for name, of in with_pictures.items()
-    ]
-    return page.film(labels, columns, what)
+    columns = []
+    for name, of in pictures.items():
+        placed = [(steps.index(step), of[step]) for step in sorted(of)]
+        if placed:
+            columns.append(page.frames(placed, labels, f"{alt} {name}", name if len(pictures) > 1 else ""))
+    return page.film(labels, columns, what) if columns else None
 
 
 def drawn(trained: Sequence[Run], made: Page, training_images: int) -> list[Html]:
@@ -443,7 +434,7 @@ def drawn(trained: Sequence[Run], made: Page, training_images: int) -> list[Html
             walk_notes.append(note(f"{run.name}: nothing can be drawn, because {first_line(error)}."))
             continue
         print(f"{run.name}: drawing from the checkpoint of step {loaded.step}", file=sys.stderr, flush=True)
-        walks.append((run, loaded.step, walk(loaded)))
+        walks.append((run, loaded.step, walk(loaded, WALK_BYTES / len(trained))))
         if not training_images:
             continue
         try:
@@ -457,7 +448,6 @@ def drawn(trained: Sequence[Run], made: Page, training_images: int) -> list[Html
             labels,
             f"Walk through the latents of {run.name}",
             f"{run.name}, checkpoint of step {step:,}",
-            WALK_BYTES / len(walks),
         )
         for run, step, pictures in walks
     ]
@@ -473,20 +463,21 @@ def drawn(trained: Sequence[Run], made: Page, training_images: int) -> list[Html
     ]
 
 
-def walk(loaded: runs.LoadedRun) -> list[np.ndarray]:
-    """The frames of several walks side by side, each (h, w, c) float32 in [-1, 1]."""
+def walk(loaded: runs.LoadedRun, budget: float) -> list[page.Picture]:
+    """The frames of several walks side by side, in so many bytes together."""
     across = WALKS if loaded.cfg.image_size < 128 else WALKS // 2
     latents = np.asarray(loaded.method.latents(jax.random.key(1), STOPS * across, loaded.cfg))
     path = images.walk(latents.reshape(STOPS, across, *latents.shape[1:]), FRAMES - 1).astype(latents.dtype)
     pictures = loaded.decode(path.reshape(-1, *latents.shape[1:]))
-    return [images.grid(frame, columns=across // 2) for frame in pictures.reshape(-1, across, *pictures.shape[1:])]
+    grids = [images.grid(frame, columns=across // 2) for frame in pictures.reshape(-1, across, *pictures.shape[1:])]
+    return [page.encode(grid, budget / len(grids)) for grid in grids]
 
 
 def neighbours(run: Run, loaded: runs.LoadedRun, training_images: int) -> Memorisation:
     """New samples, looked for among the run's training images. Raises what `memorisation.check` does and UserError."""
     seed = run.description["loop"].get("seed", 0)
     source = data.open_source(run.description["data"], loaded.cfg.image_size, loaded.cfg.channels, seed)
-    return memorisation.check(loaded.sample(jax.random.key(2), PROBES), source, training_images)
+    return memorisation.check(loaded.sample(jax.random.key(2), PROBES), source, training_images, shown=SHOWN)
 
 
 def nearest(copies: Sequence[tuple[Run, Memorisation]], made: Page) -> list[Html]:
@@ -501,7 +492,7 @@ def nearest(copies: Sequence[tuple[Run, Memorisation]], made: Page) -> list[Html
         )
     ]
     for run, found in copies:
-        first, real = found.distances[:, 0], found.real_distances
+        first, real = found.sample_distances, found.real_distances
         partly = found.total is not None and found.total > found.compared
         of = f"{found.compared:,} of {found.total:,}" if partly else f"{found.compared:,}"
         parts += [
@@ -518,23 +509,23 @@ def nearest(copies: Sequence[tuple[Run, Memorisation]], made: Page) -> list[Html
         ]
         series: dict[str, list[tuple[float, Any]]] = {"samples": ranks(first), "real images": ranks(real)}
         parts.append(page.charts([made.chart("Share whose nearest is within", series, x="distance in features")]))
-        order = np.argsort(first, kind="stable")[:SHOWN]
+        count, each = found.distances.shape
         about = (
-            f"The {len(order)} samples nearest to a training image, the most suspicious first, with their nearest "
-            f"{found.neighbours.shape[1]}. Below: the distance in features of the compact network, and the root mean "
-            "square difference of pixels in grey levels of 255."
+            f"The {count} samples nearest to a training image, the most suspicious first, with their nearest {each}. "
+            "Below: the distance in features of the compact network, and the root mean square difference of pixels in "
+            "grey levels of 255."
         )
-        budget = NEAREST_BYTES / len(copies) / (SHOWN * (1 + found.neighbours.shape[1]))
-        rows = [tag("li", neighbour_row(found, i, budget)) for i in order]
+        budget = NEAREST_BYTES / len(copies) / count / (1 + each)
+        rows = [tag("li", neighbour_row(found, i, budget)) for i in range(count)]
         parts += [paragraph(about, soft=True), tag("ul", rows, class_="neighbours")]
     return parts
 
 
 def neighbour_row(found: Memorisation, i: int, budget: float) -> list[Html]:
-    cells = [tag("span", page.image(found.samples[i], "Sample", budget), "sample")]
+    cells = [tag("span", page.image(page.encode(found.samples[i], budget), "Sample"), "sample")]
     triples = zip(found.neighbours[i], found.distances[i], found.pixel_distances[i], strict=True)
     for picture, distance, levels in triples:
-        shown = page.image(picture, f"Training image at distance {distance:.3f}", budget)
+        shown = page.image(page.encode(picture, budget), f"Training image at distance {distance:.3f}")
         cells.append(tag("span", shown, tag("span", f"{distance:.3f}"), tag("span", f"{levels:.0f} levels")))
     return cells
 
@@ -567,7 +558,7 @@ def explanations(found: Sequence[Run], made: Page) -> Html:
             parts.append(tag("h3", f"{run.name}: {title}" if len(found) > 1 else title))
             parts += [paragraph(text) for text in str(section.get("text", "")).split("\n\n") if text.strip()]
             shown = [explained(run.folder / "explain", entry, budget) for entry in section.get("pictures", [])]
-            parts.append(tag("div", shown, class_="pictures") if shown else None)
+            parts.append(tag("div", shown, class_="plates") if shown else None)
     return made.section("Seeing inside", parts)
 
 
@@ -577,7 +568,7 @@ def explained(folder: Path, entry: dict[str, Any], budget: float) -> Html:
     try:
         if folder.resolve() not in path.resolve().parents:
             raise UserError(f"{path} lies outside {folder}")
-        picture = page.image(read_picture(path), caption or "Explanation", budget)
+        picture = page.image(page.encode(read_picture(path), budget, "no"), caption or "Explanation")
     except UserError as error:
         return note(f"Left out: {error}.")
     return tag("figure", picture, tag("figcaption", caption))
@@ -598,11 +589,11 @@ def style_pictures(styled: Sequence[Run], made: Page) -> Html:
             path = run.folder / f"{name}.png"
             if path.exists():
                 budget = STYLE_BYTES / 3 / len(styled) / (count + 2)
-                picture = page.image(read_picture(path), f"{title} of {run.name}", budget, smooth=True)
+                picture = page.image(page.encode(read_picture(path), budget, "smoothly"), f"{title} of {run.name}")
                 shown.append(tag("figure", picture, tag("figcaption", title)))
             else:
                 shown.append(note("There is no result yet." if name == "result" else f"There is no {path}."))
-        parts += [tag("h3", run.name) if len(styled) > 1 else None, tag("div", shown, class_="pictures")]
+        parts += [tag("h3", run.name) if len(styled) > 1 else None, tag("div", shown, class_="pictures low")]
     return made.section("Pictures", parts)
 
 
@@ -611,11 +602,12 @@ def on_the_way(styled: Sequence[Run], made: Page) -> Html:
     found = {}
     for run in styled:
         files = page.thinned(numbered(run.folder / "steps"), MOST_GRIDS)
-        found[run.name] = {step: enlarged(read_picture(path), run) for step, path in files}
+        budget = STYLE_BYTES * 2 / 3 / len(styled) / max(1, len(files))
+        found[run.name] = {
+            step: page.encode(enlarged(read_picture(path), run), budget, "smoothly") for step, path in files
+        }
     about = "The optimisation goes from small pictures to large ones, each of which begins with the one before."
-    shown = side_by_side(
-        found, "{:,} evaluations", "The picture of", "Evaluations", STYLE_BYTES * 2 / 3, smooth=True
-    )  # fmt: skip
+    shown = side_by_side(found, "{:,} evaluations", "The picture of", "Evaluations")
     return made.section("On the way", [paragraph(about, soft=True), shown] if shown else None)
 
 

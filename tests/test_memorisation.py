@@ -40,8 +40,10 @@ def test_near_copies_are_told_from_copies_in_float32():
 
 def test_copies_are_found_and_counted(source):
     samples = images_of(source, range(0, 40, 2))
-    found = memorisation.check(samples, source, 60, k=3)
-    np.testing.assert_allclose(found.neighbours[:, 0], samples, atol=1e-6)
+    found = memorisation.check(samples, source, 60, k=3, shown=20)
+    np.testing.assert_allclose(found.neighbours[:, 0], found.samples, atol=1e-6)
+    assert sorted(picture.tobytes() for picture in found.samples) == sorted(picture.tobytes() for picture in samples)
+    assert len(found.sample_distances) == 20 and (np.diff(found.distances[:, 0]) >= 0).all()
     assert found.distances[:, 0].max() < 1e-3 < found.distances[:, 1].min()
     assert found.pixel_distances[:, 0].max() < 1e-3
     assert found.compared == 60 and found.total is None
@@ -53,14 +55,19 @@ def test_new_images_of_the_same_kind_are_as_far_as_real_ones(source):
     """Two-sided: glyphs that are not among those looked through lie neither nearer nor farther than these do."""
     found = memorisation.check(images_of(source, range(1000, 1100)), source, 200)
     assert memorisation.share_too_near(found) < 0.06  # of 100, where 1 is expected
-    assert np.median(found.distances[:, 0]) == pytest.approx(np.median(found.real_distances), rel=0.15)
+    assert np.median(found.sample_distances) == pytest.approx(np.median(found.real_distances), rel=0.15)
+    assert found.samples.shape == (16, 16, 16, 3) and found.neighbours.shape == (16, 4, 16, 16, 3)
+    np.testing.assert_allclose(np.sort(found.sample_distances)[:16], found.distances[:, 0])
 
 
 def test_a_flipped_and_a_shifted_copy_are_nearer_than_other_images(source):
     original = images_of(source, range(8))
     for changed in (original[:, :, ::-1], np.roll(original, 1, axis=2)):
         found = memorisation.check(changed, source, 100)
-        close = [(np.abs(found.neighbours[i] - original[i]).max((1, 2, 3)) < 1e-6).any() for i in range(8)]
+        close = []
+        for sample, neighbours in zip(found.samples, found.neighbours, strict=True):
+            (i,) = np.flatnonzero((changed == sample).all((1, 2, 3)))
+            close.append((np.abs(neighbours - original[i]).max((1, 2, 3)) < 1e-6).any())
         assert np.mean(close) >= 0.75  # among its four nearest
 
 

@@ -40,19 +40,23 @@ def test_thinning_keeps_both_ends():
 
 def test_a_small_picture_is_kept_exactly():
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(decoded(page.data_uri(picture, 1e6)), picture)
+    kept = page.encode(picture, 1e6)
+    np.testing.assert_array_equal(decoded(kept.uri), picture)
+    assert (kept.width, kept.height, kept.square_pixels) == (630, 420, True)  # 21 times as large
+    kept = page.encode(picture, 1e6, "no")
+    assert (kept.width, kept.height, kept.square_pixels) == (30, 20, False)
     grey = picture[..., :1]
-    np.testing.assert_array_equal(decoded(page.data_uri(grey / 127.5 - 1.0, 1e6)), np.repeat(grey, 3, 2))
+    np.testing.assert_array_equal(decoded(page.encode(grey / 127.5 - 1.0, 1e6).uri), np.repeat(grey, 3, 2))
 
 
 def test_a_large_picture_keeps_within_its_bytes():
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)  # what compresses worst
-    uri = page.data_uri(noise, 20_000)
-    assert len(uri) < 20_100
-    height, width = decoded(uri).shape[:2]
+    kept = page.encode(noise, 20_000)
+    assert len(kept.uri) < 20_100 and (kept.width, kept.height) == (400, 300)
+    height, width = decoded(kept.uri).shape[:2]
     assert width / height == pytest.approx(4 / 3, rel=0.05)
     smooth = np.zeros((10, 3000, 3), np.uint8)
-    assert decoded(page.data_uri(smooth, 1e6)).shape[1] == page.LONGEST_SIDE
+    assert decoded(page.encode(smooth, 1e6).uri).shape[1] == page.LONGEST_SIDE
 
 
 def test_a_chart_leaves_out_what_is_no_number():
