@@ -160,6 +160,10 @@ def load(run_dir: Path | str, step: int | None = None, **overrides: Any) -> Load
     run_dir = Path(run_dir)
     description = read(run_dir)
     name = description["method"]
+    if name == "gatys":
+        raise UserError(
+            f"{run_dir} holds a picture that was stylized, and no network to draw from: see ganstyle report"
+        )
     method = find_method(str(run_dir / name) if name.endswith(".py") else name)
     # JSON has lists where a config, which must be hashable, has tuples.
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}

@@ -452,6 +452,8 @@ def test_a_run_folder_holds_all_there_is_to_know(place, tmp_path, capsys):
         assert sum(terms) == pytest.approx(line["loss"], rel=1e-4)
     kept = sorted((folder / "steps").iterdir())
     assert kept[-1].name == "000012.png" and difference(kept[-1], folder / "result.png") < 1.01
+    with pytest.raises(UserError, match="holds a picture that was stylized, and no network to draw from"):
+        runs.load(folder)
     assert ganstyle(place, place / "content.png", styles[0], "-o", out, f"--run-dir={folder}") == 1
     assert f"{folder} already holds a run: choose another --run-dir" in capsys.readouterr().err
 
