@@ -118,6 +118,18 @@ class Evaluate:
     what: tyro.conf.Positional[Path]  # run folder, or images: a folder, .zip, .tar or .npz
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write one HTML file that shows runs, alone or side by side, and opens in any browser without a network.
+
+    RUN is a folder that `ganstyle train` left, or `ganstyle stylize --run-dir`.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # run folders
+    out: Path | None = None  # file to write; by default report.html in the folder of a single run, or here
+    training_images: int = 5000  # how many to look through for those nearest to samples; 0 leaves that out
+
+
 Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
     | Annotated[Train, tyro.conf.subcommand("train")]
@@ -129,6 +141,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
 )
 CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
@@ -146,7 +159,8 @@ def main(args: list[str] | None = None) -> None:
         command = tyro.cli(Command, prog="ganstyle", args=args, config=CONFIG, description=__package_doc())  # type: ignore
         run: Any = {
             **{Quickstart: quickstart, Train: _train_without_method, Sample: sample, Convert: convert, Data: prepare},
-            **{Weights: manage_weights, Collect: collect, Plan: lambda command: plan(command.method, [])},
+            **{Weights: manage_weights, Collect: collect, Report: report},
+            Plan: lambda command: plan(command.method, []),
         }
         run[type(command)](command)
 
@@ -502,6 +516,15 @@ def collect(command: Collect) -> None:
         with atomic_path(command.json) as path:
             path.write_text(json.dumps(collection.record(rows), indent=1) + "\n")
     print(collection.table(rows))
+
+
+def report(command: Report) -> None:
+    use_cache()
+    from ganstyle_jax import report as reporting
+
+    default = command.runs[0] / "report.html" if len(command.runs) == 1 else Path("report.html")
+    written = reporting.write(command.runs, command.out or default, command.training_images)
+    print(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
 
 
 def use_cache() -> None:

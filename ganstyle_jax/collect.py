@@ -14,6 +14,7 @@ from ganstyle_jax.files import UserError
 # Of a run's settings, what says where and how it was done and not what it was.
 CIRCUMSTANCES = (
     *("run_dir", "seed", "resume", "parallel", "shard_state", "devices", "steps_per_dispatch", "data_on_device"),
+    *("out", "save_every", "animation", "trace"),
     *(
         "workers",
         "log_every",

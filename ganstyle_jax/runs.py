@@ -67,12 +67,18 @@ def method_name(method: ModuleType) -> str:
 
 def describe(method: ModuleType, cfg: Any, data: str, loop: Any) -> dict:
     """The contents of run.json. "method", "config", "data" and "loop" say all that decides the result."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "method": method_name(method),
         "config": dataclasses.asdict(cfg),
         "data": data,
         "loop": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(loop).items()},
+    } | surroundings()
+
+
+def surroundings() -> dict:
+    """What run.json tells of the program and the machine: "versions", "devices" and "processes"."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
         "versions": {"ganstyle_jax": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
@@ -184,6 +190,10 @@ def load(run_dir: Path | str, step: int | Literal["best"] | None = None, **overr
     if step == "best" and (step := best_step(run_dir)) is None:
         raise UserError(f"training of {run_dir} did not look for the best step: it does with --evaluate-every")
     name = description["method"]
+    if name == "gatys":
+        raise UserError(
+            f"{run_dir} holds a picture that was stylized, and no network to draw from: see ganstyle report"
+        )
     method = find_method(str(run_dir / name) if name.endswith(".py") else name)
     # JSON has lists where a config, which must be hashable, has tuples.
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}

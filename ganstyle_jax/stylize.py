@@ -15,11 +15,12 @@ import jax
 import numpy as np
 import tyro
 
-from ganstyle_jax import images, pictures, processes, vgg, weights
+from ganstyle_jax import images, pictures, processes, runs, vgg, weights
 from ganstyle_jax.files import UserError, atomic_path
 from ganstyle_jax.style import colours, gatys, memory
 
 READING = 40  # bytes of memory for each pixel of a picture that is read, for a moment
+STEPS_OF_RUN = 10  # evaluations from one picture in steps/ of a run folder to the next, without --save-every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Settings:
     save_every: int | None = None
     animation: Path | None = None  # film of the optimisation to write, .gif or .mp4
     trace: bool = False  # write OUT.json: settings, and loss, time and memory after each step
+    # folder of all there is to know, which `ganstyle report` shows: pictures, settings, losses by term on the way
+    run_dir: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +119,10 @@ def plan(content: Path, styles: tuple[Path, ...], cfg: gatys.Config, settings: S
         check_destination(settings.out, cfg)
         if settings.animation is not None:
             pictures.check_destination(settings.animation, pictures.VIDEO_SUFFIXES)
+        if settings.run_dir is not None and (settings.run_dir / "run.json").exists():
+            raise UserError(f"{settings.run_dir} already holds a run: choose another --run-dir")
     else:
-        for name in ("animation", "content_mask", "style_mask"):
+        for name in ("animation", "run_dir", "content_mask", "style_mask"):
             if getattr(settings, name):
                 raise UserError(f"{_flag(name)} is for a single picture, not for a folder of them")
         orders = []
@@ -316,6 +321,7 @@ def make(
                     lambda progress: journal.record([progress]),
                     *(job.content_masks, job.style_masks),
                     devices if settings.parallel == "rows" else None,
+                    settings.run_dir is not None,
                 )
             ]
         else:
@@ -335,7 +341,7 @@ class Journal:
         self.before = [0 for _ in pieces]  # evaluations at earlier sizes
         self.own = [piece.content for piece in pieces]  # the contents, at the present size where that was asked for
         self.frames: list[np.ndarray] = []
-        self.saved = 0
+        self.saved = self.kept = 0  # evaluations at the last picture in OUT.steps and in the run folder
         self.writes = settings.parallel != "rows" or processes.is_first()  # of a picture that processes share, one does
 
     def __enter__(self) -> "Journal":
@@ -343,6 +349,8 @@ class Journal:
 
         shown = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self.bar = tqdm(total=100, unit="%", bar_format=shown, disable=not self.writes)
+        if self.settings.run_dir is not None and self.writes:
+            begin_run(self.settings.run_dir, self.pieces[0], self.cfg, self.settings)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -367,6 +375,18 @@ class Journal:
                 pictures.write_picture(folder / f"{done:06d}.png", self._coloured(i, told.image))
         if self.settings.animation is not None:
             self._film(progress[0].image)
+        if self.settings.run_dir is not None:
+            self._continue_run(self.settings.run_dir, progress[0])
+
+    def _continue_run(self, folder: Path, told: gatys.Progress) -> None:
+        """A line of metrics.jsonl for each step since the last call, and now and then the picture as it is."""
+        new = self.steps[0][-len(told.losses) :] if told.losses else []
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.writelines(json.dumps(metrics_line(step)) + "\n" for step in new)
+        done = self.steps[0][-1]["evaluations"]
+        if done >= self.kept + (self.settings.save_every or STEPS_OF_RUN) or told.done == 1:
+            self.kept = done
+            pictures.write_picture(folder / "steps" / f"{done:06d}.png", self._coloured(0, told.image))
 
     def _log(self, i: int, told: gatys.Progress) -> None:
         """Notes the steps of a picture since the last call; none where it waits for the others."""
@@ -406,6 +426,8 @@ class Journal:
             if not self.frames:
                 self._film(made[0])
             pictures.write_video(self.settings.animation, self.frames, fps=12)
+        if self.settings.run_dir is not None:
+            pictures.write_picture(self.settings.run_dir / "result.png", self._coloured(0, made[0]))
         seconds = time.perf_counter() - self.started
         for i, piece in enumerate(self.pieces):
             if self.settings.trace:
@@ -434,6 +456,36 @@ class Journal:
         parts = ", ".join(f"{kind} {total:.4f}" for kind, total in totals.items())
         failures = f", line search failed {failed} times" if failed else ""
         return f"{parts} after {last['evaluations']} evaluations{failures}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run folder: run.json as in runs.py; content.png, style-1.png ... as they are compared at the full size;
+# metrics.jsonl, a line for each step; steps/NNNNNN.png by evaluations; result.png, written last
+
+
+def begin_run(folder: Path, piece: Piece, cfg: gatys.Config, settings: Settings) -> None:
+    """All of a run folder that is known before the first step."""
+    order = piece.order
+    described = {
+        "method": "gatys",
+        "config": _plain(dataclasses.asdict(cfg)),
+        "data": str(order.content),
+        "loop": {"styles": [str(style) for style in order.styles]} | _plain(dataclasses.asdict(settings)),
+    }
+    (folder / "steps").mkdir(parents=True, exist_ok=True)
+    runs.write(folder, gatys, described | runs.surroundings())
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    shown = {"content": piece.content} | {f"style-{i}": style for i, style in enumerate(piece.job.styles, start=1)}
+    for name, picture in shown.items():
+        longer = cfg.size * (1 if name == "content" else cfg.style_scale)
+        small = images.resize(picture, gatys.fitted_shape(picture.shape, longer))
+        pictures.write_picture(folder / f"{name}.png", np.clip(small, -1, 1))
+
+
+def metrics_line(step: dict[str, Any]) -> dict[str, Any]:
+    """A step of a trace as a line of metrics.jsonl, where every number has a name of its own."""
+    kept = {name: value for name, value in step.items() if name not in ("evaluations", "terms")}
+    return {"step": step["evaluations"]} | kept | step.get("terms", {})
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganstyle_jax import cli, images, pictures, stylize, vgg, weights
+from ganstyle_jax import cli, images, pictures, runs, stylize, vgg, weights
 from ganstyle_jax.files import UserError
 from ganstyle_jax.style import gatys, memory
 
@@ -421,3 +421,45 @@ def test_no_larger_picture_is_read_than_memory_can_hold(place, monkeypatch):
     with pytest.raises(UserError, match="has 1350 pixels; at most 1000 are read with 4e-05 GB of free memory, make"):
         stylize.read_picture(place / "content.png")
     assert stylize.read_picture(place / "many" / "a.png").shape == (30, 30, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Run folders
+
+
+def test_a_run_folder_holds_all_there_is_to_know(place, tmp_path, capsys):
+    folder, out = tmp_path / "run", tmp_path / "out.jpg"
+    styles = [place / "style.jpg", place / "other.png"]
+    args = ["--smallest=16", f"--run-dir={folder}", "--save-every=3", "--preserve-colors=luma", ADAM, "--trace"]
+    assert ganstyle(place, place / "content.png", *styles, "-o", out, *args) == 0
+    assert names_in(folder) == [
+        *("content.png", "metrics.jsonl", "result.png", "run.json", "steps", "style-1.png", "style-2.png")
+    ]
+    described = runs.read(folder)
+    assert described["method"] == "gatys" and described["data"] == str(place / "content.png")
+    assert described["loop"]["styles"] == list(map(str, styles)) and described["config"]["size"] == 24
+    assert described["versions"]["jax"] and described["devices"]
+    content = images.resize(pictures.read_picture(place / "content.png"), (16, 24))
+    assert np.abs(pictures.read_picture(folder / "content.png") - np.clip(content, -1, 1)).max() < LEVEL
+    assert pictures.read_picture(folder / "style-2.png").shape[:2] == (10, 24)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = json.loads(out.with_suffix(".json").read_text())["steps"]
+    assert [(line["step"], line["loss"]) for line in lines] == [(step["evaluations"], step["loss"]) for step in steps]
+    told = [line for line in lines if "tv" in line]
+    assert len(told) > 1
+    for line in told:  # of this very step, not of the beginning of the size
+        terms = [value for name, value in line.items() if name.split("/")[0] in ("content", "style", "tv", "range")]
+        assert sum(terms) == pytest.approx(line["loss"], rel=1e-4)
+    kept = sorted((folder / "steps").iterdir())
+    assert kept[-1].name == "000012.png" and difference(kept[-1], folder / "result.png") < 1.01
+    with pytest.raises(UserError, match="holds a picture that was stylized, and no network to draw from"):
+        runs.load(folder)
+    assert ganstyle(place, place / "content.png", styles[0], "-o", out, f"--run-dir={folder}") == 1
+    assert f"{folder} already holds a run: choose another --run-dir" in capsys.readouterr().err
+
+
+def test_a_run_folder_is_for_one_picture(place, tmp_path, capsys):
+    args = ["-o", tmp_path / "out", f"--run-dir={tmp_path / 'run'}"]
+    assert ganstyle(place, place / "many", place / "style.jpg", *args) == 1
+    assert "--run-dir is for a single picture, not for a folder of them" in capsys.readouterr().err
+    assert names_in(tmp_path) == []

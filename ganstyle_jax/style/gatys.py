@@ -668,7 +668,8 @@ class Progress:
     evaluations: int  # of loss and gradient at this size
     done: float  # share of all work, from 0 to 1
     losses: list[tuple[int, float]]  # (evaluations, loss) after each step since the last call
-    terms: dict[str, float]  # the loss in its parts, at the beginning of this size and, in the last call, at its end
+    # the loss in its parts, at the beginning of this size and, in the last call, at its end; now, where `detailed`
+    terms: dict[str, float]
     resets: int  # how often L-BFGS has forgotten its history at this size
     image: np.ndarray  # (h, w, 3) float32 in [-1, 1]
 
@@ -686,17 +687,19 @@ def stylize(
     content_masks: Sequence[np.ndarray] | None = None,
     style_masks: Sequence[np.ndarray] | None = None,
     devices: Sequence[Any] | None = None,
+    detailed: bool = False,
 ) -> np.ndarray:
     """The content picture in the styles' manner, (h, w, 3) float32 in [-1, 1] with a longer side of `cfg.size`.
 
     For the pictures, weights and masks see `Job`. callback: called about once a second; an exception in it ends the
-    optimisation. devices: to share the picture's rows.
+    optimisation. devices: to share the picture's rows. detailed: the callback is told of the present terms every time,
+    for one more evaluation each.
     Raises ValueError for layers that the network lacks, pictures too small for them and masks that do not fit.
     """
     job = Job(content, styles, style_weights, content_masks, style_masks, init_image)
     mesh = Mesh(np.asarray(devices), ("rows",)) if devices is not None and len(devices) > 1 else None
     tell = None if callback is None else lambda progress: callback(progress[0])
-    return _stylize(key, [job], cfg, network, params, tell, rows=mesh)[0]
+    return _stylize(key, [job], cfg, network, params, tell, rows=mesh, detailed=detailed)[0]
 
 
 def stylize_many(
@@ -733,6 +736,7 @@ def _stylize(
     callback: Callable[[list[Progress]], None] | None,
     rows: Mesh | None = None,
     pictures: Mesh | None = None,
+    detailed: bool = False,
 ) -> list[np.ndarray]:
     network.check(cfg.layers)
     if rows is None:
@@ -773,7 +777,7 @@ def _stylize(
                 pace = -processes.agree(lambda pace=pace: [-pace], rows)()[0]
             image = picture_of(at, cfg, canvas)
             last = now >= cfg.steps
-            if last:
+            if last or detailed:
                 terms = evaluate(network, params, targets, image, cfg, pictures)[2]
             if callback is not None:
                 share = (work[i] + (work[i + 1] - work[i]) * (1 if last else now / cfg.steps)) / work[-1]
