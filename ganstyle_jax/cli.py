@@ -110,6 +110,23 @@ class Collect:
     json: Path | None = None  # file to write the same to
 
 
+@dataclasses.dataclass(frozen=True)
+class Explain:
+    """Show what a trained run has learned, or what style transfer compares: pictures and texts in a folder.
+
+    `ganstyle explain RUN` leaves them in RUN/explain, and `ganstyle report RUN` shows them.
+    """
+
+    # a run folder of ganstyle train or ganstyle stylize --run-dir; or a content picture, a style picture and,
+    # if it is not to be made, the result
+    what: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN | CONTENT STYLE [RESULT]")]
+    out: Path | None = None  # folder to write to; by default explain in the run folder, or in this one
+    step: int | None = None  # of the checkpoint to explain; by default the newest
+    seed: int = 0  # decides the latents and the noise
+    features: str | None = None  # network of pictures, a name or a file of weights; by default compact
+    size: int | None = None  # longer side of the pictures that are made to explain pictures; by default 144 pixels
+
+
 Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
     | Annotated[Train, tyro.conf.subcommand("train")]
@@ -120,6 +137,7 @@ Command = (
     | Annotated[Weights, tyro.conf.subcommand("weights")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
+    | Annotated[Explain, tyro.conf.subcommand("explain")]
 )
 CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
@@ -137,7 +155,12 @@ def main(args: list[str] | None = None) -> None:
         command = tyro.cli(Command, prog="ganstyle", args=args, config=CONFIG, description=__package_doc())  # type: ignore
         run: Any = {
             **{Quickstart: quickstart, Train: _train_without_method, Sample: sample, Convert: convert, Data: prepare},
-            **{Weights: manage_weights, Collect: collect, Plan: lambda command: plan(command.method, [])},
+            **{
+                Weights: manage_weights,
+                Collect: collect,
+                Explain: explain,
+                Plan: lambda command: plan(command.method, []),
+            },
         }
         run[type(command)](command)
 
@@ -462,6 +485,14 @@ def collect(command: Collect) -> None:
         with atomic_path(command.json) as path:
             path.write_text(json.dumps(collection.record(rows), indent=1) + "\n")
     print(collection.table(rows))
+
+
+def explain(command: Explain) -> None:
+    use_cache()
+    from ganstyle_jax import explain as explanation
+
+    written = explanation.run_any(command.what, command.out, command.step, command.seed, command.features, command.size)
+    print(f"explained in {written.parent}, with texts in {written}")
 
 
 def use_cache() -> None:
