@@ -183,13 +183,13 @@ def sections(run: LoadedRun, source_name: str, out: Path, settings: Settings) ->
     if latents.ndim != 2:
         raise UserError(f"latents of shape {latents.shape} are not explained: (n, numbers) are")
     steps = [
-        lambda: saliency_section(subject, latents, out, settings),
-        lambda: growth_section(subject, latents, out),
-        lambda: directions_section(subject, latents, out, settings),
-        lambda: map_section(subject, latents, out, settings),
+        lambda: saliency_sections(subject, latents, out, settings),
+        lambda: growth_sections(subject, latents, out),
+        lambda: directions_sections(subject, latents, out, settings),
+        lambda: map_sections(subject, latents, out, settings),
     ]
     for step in tqdm(steps, "explaining", leave=False):
-        found.append(step())
+        found += step()
     return found
 
 
@@ -223,14 +223,13 @@ def prepare(run: LoadedRun, source_name: str, settings: Settings) -> Subject:
 # --------------------------------------------------------------------------------------------------- the discriminator
 
 
-def saliency_section(subject: Subject, latents: np.ndarray, out: Path, settings: Settings) -> Section:
+def saliency_sections(subject: Subject, latents: np.ndarray, out: Path, settings: Settings) -> list[Section]:
     title = "Where the discriminator looks"
     run = subject.run
     judge = getattr(run.method, "discriminate", None)
     if judge is None:
-        return Section(
-            title, "This method offers no function `discriminate(state, images, cfg)`, so that is not shown."
-        )
+        text = "This method offers no function `discriminate(state, images, cfg)`, so that it is not shown."
+        return [Section(title, text)]
 
     def logit_of(state: Any) -> Logit:
         return lambda x: judge(state, x, run.cfg)
@@ -263,7 +262,7 @@ def saliency_section(subject: Subject, latents: np.ndarray, out: Path, settings:
         ("integrated", found["integrated"].sum(-1)),
         ("untrained", strength(chance["SmoothGrad"])),
     ]
-    with figure(out / "saliency.png", len(pictures), 5, 1.34 * len(pictures) + 0.3) as (_, axes):
+    with figure(out / "saliency.png", len(pictures), 5, 1.18 * len(pictures) + 0.35) as (_, axes):
         for i, picture in enumerate(pictures):
             kind, colour = ("real", REAL) if i < len(real) else ("made up", FAKE)
             show(axes[i, 0], picture, "picture" if i == 0 else "")
@@ -275,33 +274,45 @@ def saliency_section(subject: Subject, latents: np.ndarray, out: Path, settings:
                 else:
                     most = np.quantile(values[i], 0.995)
                     show(axis, values[i], name if i == 0 else "", cmap="magma", vmin=0, vmax=most)
-    gaps = found["integrated"].sum((1, 2, 3)) - (found["logit"] - found["at baseline"])
-    likeness = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(maps_[1][1], maps_[3][1], strict=True)])
-
     first = Picture(
         "saliency.png",
         "Bright: a small change of this pixel changes the logit much. Red: what this pixel has, compared with the "
         "mean "
         "picture, speaks for real; blue: for made up. Last column: SmoothGrad of a discriminator that never trained.",
     )
-    second, verdict = deletion(subject, latents, logit_of(run.state), baseline, out, settings)
+    gaps = found["integrated"].sum((1, 2, 3)) - (found["logit"] - found["at baseline"])
+    pairs = zip(maps_[1][1], maps_[3][1], strict=True)
+    likeness = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs])
+    logit = jax.jit(logit_of(run.state))
     text = (
-        "The discriminator gives each picture one number, the logit: above 0 it takes the picture for real. The "
-        "gradient of the logit by every pixel says which pixels that number hangs on (Simonyan et al. 2014); "
-        "SmoothGrad is its mean over 64 noisy copies (Smilkov et al. 2017), and integrated gradients share out the "
-        "logit's whole difference from that of the mean picture among the pixels (Sundararajan et al. 2017). Their "
-        f"sums miss that difference by {np.abs(gaps).max():.2g} at most here, which is the error of 64 steps on the "
-        "way. A map may show edges of the picture rather than what was learned (Adebayo et al. 2018), hence the last "
-        f"column: its maps correlate with the trained ones by {likeness:.2f} on average, and the nearer to 1, the "
-        f"less the maps say of the training. {verdict} None of this says that a bright pixel is wrong or right, nor "
-        "why it counts."
+        "The discriminator gives each picture one number, the logit, the greater the more it takes the picture for "
+        f"real{_ranking(subject, latents, logit)}. The gradient of the logit by every pixel says which pixels that "
+        "number hangs on (Simonyan et al. 2014), SmoothGrad is its mean over 64 noisy copies (Smilkov et al. 2017), "
+        "and integrated gradients share out the logit's whole difference from that of the mean picture among the "
+        f"pixels (Sundararajan et al. 2017; their sums miss it by {np.abs(gaps).max():.2g} at most here, which 64 "
+        "steps leave). A map may show edges of the picture rather than what was learned (Adebayo et al. 2018), hence "
+        f"the last column: its maps correlate with the trained ones by {likeness:.2f} on average, and the nearer to "
+        "1, the less the maps say of the training. None of this says that a bright pixel is right or wrong, nor why "
+        "it counts."
     )
-    return Section(title, text, (first, second))
+    return [Section(title, text, (first,)), deletion_section(subject, latents, logit, baseline, out, settings)]
 
 
-def deletion(
+def _ranking(subject: Subject, latents: np.ndarray, logit: Logit, count: int = 256) -> str:
+    """How well the logit tells both kinds apart: the share of pairs that it puts in order (Mann & Whitney 1947)."""
+    if subject.real is None:
+        return ""
+    real, fake = (np.asarray(logit(x)) for x in (subject.real[:count], subject.decode(latents[:count])))
+    ordered = np.mean(real[:, None] > fake) + np.mean(real[:, None] == fake) / 2
+    return (
+        f" (mean {real.mean():+.1f} of {len(real)} real pictures and {fake.mean():+.1f} of {len(fake)} made up; of "
+        f"two, one of either kind, it puts the real one first in {ordered:.0%} of the cases)"
+    )
+
+
+def deletion_section(
     subject: Subject, latents: np.ndarray, logit: Logit, baseline: np.ndarray, out: Path, settings: Settings
-) -> tuple[Picture, str]:
+) -> Section:
     """How the logit falls when the pixels that a map calls strong are replaced, against pixels drawn by lot."""
     n, shares = 64, (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
     pictures = subject.real[:n] if subject.real is not None else subject.decode(latents[:n])
@@ -320,10 +331,10 @@ def deletion(
         "integrated": (np.asarray(integrated).sum(-1), "-", FAKE),
         "drawn by lot": (lot, ":", PLAIN),
     }
-    judge, curves = jax.jit(logit), {}
+    curves = {}
     with figure(out / "deletion.png", 1, 1, 3.4) as (_, axes):
         for name, (order, line, colour) in ways.items():
-            curves[name] = replace_strongest(judge, pictures, order, baseline, shares).mean(1)
+            curves[name] = replace_strongest(logit, pictures, order, baseline, shares).mean(1)
             axes[0, 0].plot(
                 100 * np.array(shares), curves[name], line, color=colour, label=name, linewidth=2, marker="."
             )
@@ -333,27 +344,28 @@ def deletion(
     kind = "real" if subject.real is not None else "made-up"
     start, after = curves["gradient"][0], {name: curve[shares.index(0.1)] for name, curve in curves.items()}
     caption = (
-        f"The mean logit of {len(pictures)} {kind} pictures while their strongest pixels, by each map, are replaced."
+        f"The mean logit of {len(pictures)} {kind} pictures as the pixels that each map calls strongest are replaced."
     )
-    return Picture("deletion.png", caption), (
-        "The test of a map is to act on it (Petsiuk et al. 2018): where the tenth of the pixels that it calls "
-        f"strongest is replaced by the mean picture's, the mean logit goes from {start:.1f} to "
+    text = (
+        "The test of a map is to act on it (Petsiuk et al. 2018, here with the logit): where the tenth of the pixels "
+        f"that it calls strongest is replaced by the mean picture's, the mean logit goes from {start:.1f} to "
         f"{after['gradient']:.1f} (gradient), {after['SmoothGrad']:.1f} (SmoothGrad) and {after['integrated']:.1f} "
         f"(integrated), and to {after['drawn by lot']:.1f} for a tenth drawn by lot. Gradients say how much a pixel "
-        "matters for a small change, and not for which side it speaks, so that only the integrated map need bring "
-        "the logit down."
+        "matters for a small change and not for which side it speaks, so that only the integrated map need bring the "
+        "logit down. A picture with pixels replaced is like none of the training, and part of each fall is due to "
+        "that: compare the curves with each other rather than with zero."
     )
+    return Section("Testing the maps", text, (Picture("deletion.png", caption),))
 
 
 # ------------------------------------------------------------------------------------------------------- the generator
 
 
-def growth_section(subject: Subject, latents: np.ndarray, out: Path, channels: int = 5) -> Section:
+def growth_sections(subject: Subject, latents: np.ndarray, out: Path, channels: int = 5) -> list[Section]:
     title, offered = "How a picture grows", getattr(subject.run.method, "activations", None)
     if offered is None:
-        return Section(
-            title, "This method offers no function `activations(generator, latents, cfg)`, so that is not shown."
-        )
+        text = "This method offers no function `activations(generator, latents, cfg)`, so that it is not shown."
+        return [Section(title, text)]
     z = latents[:2]
     # Not compiled, because a dictionary that comes out of `jit` has forgotten its order.
     hidden = {name: np.asarray(x) for name, x in offered(subject.variables, z, subject.run.cfg).items()}
@@ -381,15 +393,16 @@ def growth_section(subject: Subject, latents: np.ndarray, out: Path, channels: i
     sizes = ", ".join(f"{name} ({x.shape[-1]} channels)" for name, x in hidden.items())
     text = (
         f"The generator makes a latent into a picture in steps: {sizes}, then the colours. Each square is one "
-        "channel's activations after ReLU, computed by a single forward pass and scaled to its own largest value. "
-        "Coarse layers say roughly where something is to be; edges and strokes come in the last ones. Channels that "
-        "light up together with a part of the picture need not cause it: that would take switching them off (Bau et "
-        "al. 2019, GAN Dissection), which is not done here."
+        "channel's activations, computed by a single forward pass and scaled to its own largest value. Coarse layers "
+        "say roughly where something is to be; edges and strokes come in the last ones. Stripes and chequers, where "
+        "there are any, are how strided transposed convolutions overlap (Odena et al. 2016), and may reach the "
+        "picture as a fine grid. Channels that light up together with a part of the picture need not cause it: that "
+        "would take switching them off (Bau et al. 2019, GAN Dissection), which is not done here."
     )
-    return Section(title, text, tuple(shown))
+    return [Section(title, text, tuple(shown))]
 
 
-def directions_section(subject: Subject, latents: np.ndarray, out: Path, settings: Settings) -> Section:
+def directions_sections(subject: Subject, latents: np.ndarray, out: Path, settings: Settings) -> list[Section]:
     cfg, method = subject.run.cfg, subject.run.method
     values, axes_ = principal_directions(np.asarray(jacobian_gram(subject.generate, latents[: settings.jacobians])))
     found = {"jacobian": axes_}
@@ -421,7 +434,7 @@ def directions_section(subject: Subject, latents: np.ndarray, out: Path, setting
                 sheet = images.grid(frames, columns=len(stops), padding=1)
                 show(axes[i, 0], sheet, titles[name].format(i=i + 1))
                 side = frames.shape[1] + 1
-                axes[i, 0].set_xticks([(k + 0.5) * side for k in range(len(stops))], [marks])
+                axes[i, 0].set_xticks([(k + 0.5) * side for k in range(len(stops))], marks)
                 axes[i, 0].tick_params(length=0)
         pictures.append(Picture(f"directions-{name}.png", f"{captions[name]} Three latents each, from -3 to +3 sigma."))
 
@@ -478,7 +491,7 @@ def directions_section(subject: Subject, latents: np.ndarray, out: Path, setting
         + ". What such a direction means, one reads into it: it may change several things at once, and others for "
         "another latent."
     )
-    return Section("What single latent directions do", text, tuple(pictures))
+    return [Section("What single latent directions do", text, tuple(pictures))]
 
 
 def effects(subject: Subject, latents: np.ndarray, directions: np.ndarray, spread: float) -> np.ndarray:
@@ -493,6 +506,8 @@ def effects(subject: Subject, latents: np.ndarray, directions: np.ndarray, sprea
 
 # ------------------------------------------------------------------------------------------------------------ the maps
 
+TSNE_STEPS = 750
+
 
 def features_of(pictures: np.ndarray) -> np.ndarray:
     """(n, h, w, c) to (n, 4096): relu3_1 of the compact network, place by place, of pictures at 32 pixels."""
@@ -503,10 +518,10 @@ def features_of(pictures: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(apply(small[i : i + 256])) for i in range(0, len(small), 256)])
 
 
-def map_section(subject: Subject, latents: np.ndarray, out: Path, settings: Settings) -> Section:
+def map_sections(subject: Subject, latents: np.ndarray, out: Path, settings: Settings) -> list[Section]:
     title = "Real and made-up pictures on one map"
     if subject.real is None:
-        return Section(title, f"The map needs the real pictures, which are not to be had: {subject.absent}.")
+        return [Section(title, f"The map needs the real pictures, which are not to be had: {subject.absent}.")]
     fake, real = subject.decode(latents[: settings.drawn]), subject.real
     n, m = len(real), len(fake)
     every = features_of(np.concatenate([real, fake]))
@@ -515,42 +530,50 @@ def map_section(subject: Subject, latents: np.ndarray, out: Path, settings: Sett
         labels, names = subject.labels, subject.names
         right = (maps.nearest_classes(points[:n], labels) == labels).mean()
         told = (
-            "The class of a made-up picture is that of most of its 5 nearest real ones; real pictures told the same "
-            f"way by the others come out right in {right:.1%} of the cases. "
+            "A made-up picture counts as of the class that most of its 5 nearest real ones have, by the features of "
+            f"the map; of {n} real pictures told the same way by the others {right:.1%} come out right, so that "
+            "errors of the reading are in the shares too. "
         )
     else:
         from scipy.cluster.vq import kmeans2
 
         clusters = min(8, n // 4)
-        _, labels = kmeans2(points[:n], clusters, minit="++", seed=settings.seed)
-        labels = np.asarray(labels, int)
+        labels = np.asarray(kmeans2(points[:n], clusters, minit="++", seed=settings.seed)[1], int)
         names = tuple(str(i + 1) for i in range(clusters))
-        told = "These data have no classes; the colours are clusters of the real pictures (k-means) instead. "
+        told = (
+            f"These data have no classes; {clusters} clusters of the real pictures (k-means) stand in for them, and a "
+            "made-up picture counts as of the cluster that most of its 5 nearest real ones belong to. "
+        )
     classes = np.concatenate([labels, maps.nearest_classes(points[:n], labels, points[n:])])
     either = min(settings.count, n, m)  # as many of either kind
     kept = np.concatenate([np.arange(either), n + np.arange(either)])
     kinds = (kept >= n).astype(int)
     apart = (maps.nearest_classes(points[kept], kinds, neighbours=1) == kinds).mean()
-
-    pictures = [_thumbnail_map(points, kept, real, fake, n, out)]
-    sheet, _ = maps.tsne(points[kept], min(30.0, (len(kept) - 2) / 3))
-    pictures.append(_class_map(sheet, classes[kept], kept < n, names, out))
-    missing, balance = _balance(classes[:n], classes[n:], names, out)
-    pictures.append(balance)
-    latent_picture, latent_text = _latent_map(latents[:m], classes[n:], names, out)
-    if latent_picture is not None:
-        pictures.append(latent_picture)
+    bar = tqdm(total=TSNE_STEPS, desc="t-SNE", leave=False)
+    sheet, _ = maps.tsne(points[kept], min(30.0, (len(kept) - 2) / 3), TSNE_STEPS, lambda done: _move(bar, done))
+    bar.close()
+    where = _thumbnail_map(points, kept, real, fake, n, out), _class_map(sheet, classes[kept], kept < n, names, out)
     text = (
         "Each picture is described by the features that the package's compact network has at relu3_1 (4,096 "
         "numbers), and these are laid out in two dimensions: first by principal components, of which the two shown "
         f"hold {shares[:2].sum():.0%} of the spread, then by t-SNE (van der Maaten & Hinton 2008), which keeps "
-        f"neighbours together and nothing else. {told}{missing} The nearest neighbour of {apart:.0%} of the pictures "
-        "is of their own kind, real or made up: 50% would mean that these features cannot tell the two apart, 100% "
-        f"that no made-up picture passes (Lopez-Paz & Oquab 2017). {latent_text}Where the kinds mix, a group without "
-        "made-up pictures is a mode that the generator misses, as far as these features tell; the distances between "
-        "t-SNE's groups, and their sizes, mean nothing."
+        "neighbours together and nothing else, so that the distances between its groups and their sizes mean "
+        f"nothing. The nearest neighbour of {apart:.0%} of the pictures is of their own kind, real or made up: 50% "
+        "would mean that these features cannot tell the two apart, 100% that no made-up picture passes (Lopez-Paz & "
+        "Oquab 2017). Where the kinds mix, a group without crosses is a mode that the generator misses, as far as "
+        "these features tell."
     )
-    return Section(title, text, tuple(pictures))
+    missing, balance = _balance(classes[:n], classes[n:], names, out)
+    told += (
+        f"{missing} A class that is made often need not be made well, and a made-up picture that is nothing at all is "
+        "counted as something."
+    )
+    found = [Section(title, text, where), Section("Which classes are made, and how often", told, (balance,))]
+    return found + _latent_section(latents[:m], classes[n:], names, out)
+
+
+def _move(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
 
 
 def _thumbnail_map(points, kept, real, fake, n, out) -> Picture:
@@ -624,7 +647,7 @@ def _balance(real, fake, names, out) -> tuple[str, Picture]:
     )
 
 
-def _latent_map(latents, classes, names, out) -> tuple[Picture | None, str]:
+def _latent_section(latents, classes, names, out) -> list[Section]:
     """The latents themselves, by the class of what becomes of them: fitted on one half and drawn of the other."""
     from matplotlib import colormaps
 
@@ -633,12 +656,12 @@ def _latent_map(latents, classes, names, out) -> tuple[Picture | None, str]:
     counts = np.bincount(classes[fit], minlength=len(names))
     usable = np.flatnonzero(counts >= 5)
     if len(usable) < 3:
-        return None, ""
+        return []
     inside = [np.isin(classes[part], usable) for part in (fit, held)]
     train, train_classes = latents[fit][inside[0]], classes[fit][inside[0]]
     test, test_classes = latents[held][inside[1]], classes[held][inside[1]]
     if len(test) < 8:
-        return None, ""
+        return []
     axes_ = maps.discriminant_directions(train, train_classes, min(len(usable) - 1, latents.shape[1]))
     means = np.stack([(train @ axes_.T)[train_classes == k].mean(0) for k in usable])
     guess = usable[maps.squared_distances(test @ axes_.T, means).argmin(1)]
@@ -653,9 +676,15 @@ def _latent_map(latents, classes, names, out) -> tuple[Picture | None, str]:
             low, high = places[:300].min(0) - 0.3, places[:300].max(0) + 0.3
             axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), title=name, xticks=[], yticks=[])
     text = (
-        "Latents are drawn from one round cloud, and their principal components show nothing of the classes; "
-        f"Fisher's discriminant, fitted on {len(train)} of them, tells the classes of {len(test)} others right in "
-        f"{right:.0%} of the cases, where always naming the commonest would in {chance:.0%}; as far as it does, the "
-        "class is a direction among the latents. "
+        "Each mark is a latent, written as the class of the picture that it becomes. Latents are drawn from one "
+        "round cloud, so that their principal components (left) show nothing of the classes; Fisher's discriminant "
+        f"(right) looks for the plane in which the classes lie farthest apart, and was fitted on {len(train)} latents "
+        f"that are not shown. By its {len(axes_)} directions it tells the classes of {len(test)} others right in "
+        f"{right:.0%} of the cases, where always naming the commonest would in {chance:.0%}: as far as it does "
+        "better, the class is a matter of straight directions among the latents. What it cannot tell may still be "
+        "there, in a curved way."
     )
-    return Picture("map-latents.png", "Latents, each written as the class of the picture that it becomes."), text
+    picture = Picture(
+        "map-latents.png", f"{min(len(test), 300)} latents by class. Their places are on a scale of sigma."
+    )
+    return [Section("Where the classes lie among the latents", text, (picture,))]

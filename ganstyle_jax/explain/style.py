@@ -69,7 +69,7 @@ def texture_config(layers: Sequence[str], settings: Settings) -> gatys.Config:
         content_layers=(),
         content_weight=0.0,
         style_layers=tuple(layers),
-        tv_weight=0.002,
+        tv_weight=0.005,
         init="noise",
         steps=settings.steps,
         smallest=settings.size,
@@ -84,7 +84,7 @@ def inversion_config(layer: str, settings: Settings) -> gatys.Config:
         content_weight=1.0,
         style_layers=(),
         style_weight=0.0,
-        tv_weight=0.002,
+        tv_weight=0.01,
         init="noise",
         steps=settings.steps,
         smallest=settings.size,
@@ -152,26 +152,28 @@ def gram_section(content, style, result, network, params, out: Path, name: str) 
         for axis, (kind, picture) in zip(axes[0], pictures.items(), strict=True):
             show(axis, picture, kind)
         for row, layer in zip(axes[1:], gatys.STYLE_LAYERS, strict=True):
+            heard = np.max([np.diag(grams[kind][layer]) for kind in pictures], axis=0)
             order = cluster_order(grams["style"][layer])
+            order = order[heard[order] > 1e-6 * heard.max()]  # what no picture excites would be black on all three
             most = grams["style"][layer].max()
             for axis, kind in zip(row, pictures, strict=True):
-                below = "" if kind == "style" else f"error {errors[kind][layer]:.3f}"
+                below = "" if kind == "style" else f"error {errors[kind][layer]:.2g}"
                 values = np.sqrt(np.maximum(grams[kind][layer][np.ix_(order, order)], 0) / most)
                 show(axis, values, "", below, cmap="magma", vmin=0, vmax=1)
-            row[0].set_ylabel(f"{layer}\n{len(order)} channels")
+            row[0].set_ylabel(f"{layer}\n{len(order)} of {len(heard)}")
     caption = (
-        "One row for each style layer. Each square holds every channel against every other; bright: both are active "
-        "at the same places. Below: the style loss of that layer, 0 for the style itself, 1 for a picture without "
-        "features."
+        "One row for each style layer, with the channels that any of the three pictures excites, of all it has. Each "
+        "square holds every channel against every other; bright: both are active at the same places. Below: the "
+        "style loss of that layer, 0 for the style itself, 1 for a picture without features."
     )
     text = (
         f"A Gram matrix holds, for every two channels of a layer of the network ({name}), the mean over all places of "
         "their product (Gatys et al. 2016, equation 3): which features occur together, and nothing about where. That "
         "is all that style transfer takes from the style picture. Channels are ordered by clustering those of the "
-        "style, so that blocks are groups of features that belong together; all three pictures use the same order "
-        "and scale (the square root, the style's largest value being 1). The result's squares are to look like the "
-        "style's, though its shapes are the content's; how far they do is what the errors say. That they agree does "
-        "not prove that people see the same style, since other statistics of a picture count for them too."
+        "style, and all three pictures use the same order and scale (the square root, the style's largest value "
+        "being 1). The result's squares are to look like the style's although its shapes are the content's; the "
+        "errors say how far they do. It does not prove that people see the same style, for which other statistics of "
+        "a picture count too."
     )
     return Section("Gram matrices: what is compared", text, (Picture("gram.png", caption),))
 
@@ -195,23 +197,25 @@ def layers_section(style, network, params, out: Path, settings: Settings) -> Sec
             bars, places = axes[i, 2], np.arange(len(layers))
             bars.bar(places - 0.2, [errors[(layer,)][x] for x in layers], 0.4, color=FAKE, label="alone")
             bars.bar(places + 0.2, [errors[together][x] for x in layers], 0.4, color=REAL, label="up to")
-            bars.set_ylim(0, 1)
+            bars.set_yscale("log")
+            bars.set_ylim(1e-4, 1)
             bars.set_xticks(places, [x[4:].replace("_1", "") for x in layers])
             bars.set_title("error by layer" if i == 0 else "")
             if i == 0:
                 bars.legend(frameon=False)
     caption = (
         "Left: from noise, by the Gram matrix of one layer alone. Middle: by all layers up to it. Right: the style "
-        "loss that is left in each of the five layers (1 to 5), cut off at 1; orange for the left picture, blue for "
-        "the middle."
+        "loss that is left in each of the five layers (1 to 5), on a logarithmic scale; orange for the left picture, "
+        "blue for the middle one."
     )
     text = (
         "Each picture was optimised from the same noise by the style loss of one layer alone, or of all layers up to "
         f"one, in {settings.steps} evaluations at {settings.size} pixels; there is no content picture. The first "
         "layer gives colours and grain, the next ones strokes, and deeper ones larger and larger motifs (Gatys et "
-        "al. 2015, arXiv:1505.07376, figure 2). A single deep layer says little of the colours, as the error that is "
-        "left in the others shows, which is why several are added up. What is missing from a picture may also be the "
-        "optimiser's failure: the loss of a deep layer is harder to bring down than that of the first."
+        "al. 2015, arXiv:1505.07376, figure 2). A deep layer alone says little of the colours, as the error that it "
+        "leaves in the first one shows, which is why several are added up. Not all that one sees is the layer's "
+        "doing: flat squares come from the optimiser, which moves squares of up to 16 pixels as a whole, and a deep "
+        "layer's loss is harder to bring down than the first one's."
     )
     return Section("What each layer contributes to the style", text, (Picture("style-layers.png", caption),))
 
@@ -230,8 +234,8 @@ def inversion_section(content, network, params, out: Path, settings: Settings) -
         "What does a layer still know of a picture? From noise, an image is optimised whose features in that layer "
         "are to equal the picture's, place by place (Mahendran & Vedaldi 2015), with the content loss, a little "
         f"smoothing and {settings.steps} evaluations. Early layers give the picture back almost exactly; deeper ones "
-        "keep the things and their places and let go of colours and fine detail. So the content layer decides how "
-        "much freedom the style has. What an image lacks, the layer need not lack: the loss that is left says how "
-        "far the optimisation came."
+        "keep the things and their places and let go of colours and fine detail, so that the content layer decides "
+        "how much freedom the style has. What an image lacks, the layer need not lack: the loss that is left says "
+        "how far the optimisation came."
     )
     return Section("What each layer knows of the content", text, (Picture("inversion.png", caption),))
