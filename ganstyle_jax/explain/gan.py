@@ -215,9 +215,8 @@ def prepare(run: LoadedRun, source_name: str, settings: Settings) -> Subject:
         labels.append(int(example.get("label", 0)))
     if len(real) < 8:
         return Subject(run, variables, None, None, (), f"{source_name} holds {len(real)} pictures; 8 are needed")
-    names = source.label_names
-    told = names is not None and len(np.unique(labels)) > 1
-    return Subject(run, variables, np.stack(real), np.array(labels) if told else None, names if told else (), "")
+    names = source.label_names if len(np.unique(labels)) > 1 else None
+    return Subject(run, variables, np.stack(real), None if names is None else np.array(labels), names or (), "")
 
 
 # --------------------------------------------------------------------------------------------------- the discriminator
@@ -274,11 +273,9 @@ def saliency_sections(subject: Subject, latents: np.ndarray, out: Path, settings
                 else:
                     most = np.quantile(values[i], 0.995)
                     show(axis, values[i], name if i == 0 else "", cmap="magma", vmin=0, vmax=most)
-    first = Picture(
-        "saliency.png",
-        "Bright: a small change of this pixel changes the logit much. Red: what this pixel has, compared with the "
-        "mean "
-        "picture, speaks for real; blue: for made up. Last column: SmoothGrad of a discriminator that never trained.",
+    caption = (
+        "Bright: a small change of this pixel changes the logit much. Red: what this pixel has, compared with the mean "
+        "picture, speaks for real; blue: for made up. Last column: SmoothGrad of a discriminator that never trained."
     )
     gaps = found["integrated"].sum((1, 2, 3)) - (found["logit"] - found["at baseline"])
     pairs = zip(maps_[1][1], maps_[3][1], strict=True)
@@ -295,14 +292,17 @@ def saliency_sections(subject: Subject, latents: np.ndarray, out: Path, settings
         "1, the less the maps say of the training. None of this says that a bright pixel is right or wrong, nor why "
         "it counts."
     )
-    return [Section(title, text, (first,)), deletion_section(subject, latents, logit, baseline, out, settings)]
+    return [
+        Section(title, text, (Picture("saliency.png", caption),)),
+        deletion_section(subject, latents, logit, baseline, out, settings),
+    ]
 
 
 def _ranking(subject: Subject, latents: np.ndarray, logit: Logit, count: int = 256) -> str:
     """How well the logit tells both kinds apart: the share of pairs that it puts in order (Mann & Whitney 1947)."""
     if subject.real is None:
         return ""
-    real, fake = (np.asarray(logit(x)) for x in (subject.real[:count], subject.decode(latents[:count])))
+    real, fake = (np.asarray(logit(jnp.asarray(x))) for x in (subject.real[:count], subject.decode(latents[:count])))
     ordered = np.mean(real[:, None] > fake) + np.mean(real[:, None] == fake) / 2
     return (
         f" (mean {real.mean():+.1f} of {len(real)} real pictures and {fake.mean():+.1f} of {len(fake)} made up; of "
@@ -404,7 +404,9 @@ def growth_sections(subject: Subject, latents: np.ndarray, out: Path, channels: 
 
 def directions_sections(subject: Subject, latents: np.ndarray, out: Path, settings: Settings) -> list[Section]:
     cfg, method = subject.run.cfg, subject.run.method
-    values, axes_ = principal_directions(np.asarray(jacobian_gram(subject.generate, latents[: settings.jacobians])))
+    values, axes_ = principal_directions(
+        np.asarray(jacobian_gram(subject.generate, jnp.asarray(latents[: settings.jacobians])))
+    )
     found = {"jacobian": axes_}
     offered = getattr(method, "first_layer", None)
     if offered is not None:
@@ -420,16 +422,17 @@ def directions_sections(subject: Subject, latents: np.ndarray, out: Path, settin
         "lot": "a direction drawn by lot",
     }
     captions = {
-        "jacobian": "Walks along the three directions that change the picture most, by the generator's Jacobian.",
-        "sefa": "Walks along the three directions that the first layer's weights enlarge most (SeFa).",
-        "lot": "Walks along three directions drawn by lot, for comparison.",
+        "jacobian": "Walks along the directions that change the picture most, by the generator's Jacobian.",
+        "sefa": "Walks along the directions that the first layer's weights enlarge most (SeFa).",
+        "lot": "Walks along directions drawn by lot, for comparison.",
     }
+    shown = min(3, latents.shape[1])  # directions
     walks, stops = latents[:3], np.linspace(-3, 3, 7)
     marks = [f"{stop:+.0f}σ" if stop else "0" for stop in stops]  # noqa: RUF001  (sigma is meant)
     pictures = []
     for name, directions in found.items():
-        with figure(out / f"directions-{name}.png", 3, 1, 9.0) as (_, axes):
-            for i in range(3):
+        with figure(out / f"directions-{name}.png", shown, 1, 3.0 * shown) as (_, axes):
+            for i in range(shown):
                 frames = subject.decode(along(walks, directions[i], stops * spread).reshape(-1, latents.shape[1]))
                 sheet = images.grid(frames, columns=len(stops), padding=1)
                 show(axes[i, 0], sheet, titles[name].format(i=i + 1))
@@ -439,35 +442,36 @@ def directions_sections(subject: Subject, latents: np.ndarray, out: Path, settin
         pictures.append(Picture(f"directions-{name}.png", f"{captions[name]} Three latents each, from -3 to +3 sigma."))
 
     effect = {name: effects(subject, latents[:32], directions[:16], spread) for name, directions in found.items()}
-    with figure(out / "directions.png", 2, 1, 5.6) as (_, axes):
-        top, bottom = axes[:, 0]
+    measures = {"in pixels": 0, "in features": 1}
+    with figure(out / "directions.png", 3, 1, 8.0) as (_, axes):
+        top = axes[0, 0]
         top.semilogy(np.arange(1, len(values) + 1), np.maximum(values / values.mean(), 1e-6), color=REAL, linewidth=2)
         top.axhline(1, color=PLAIN, linestyle=":")
         top.text(len(values), 1.15, "mean of all", ha="right", color=PLAIN)
         top.set_ylim(bottom=max(1e-4, values[-1] / values.mean() / 2))
-        top.set_xlabel("direction of the Jacobian")
-        top.set_ylabel("squared change")
-        places = np.arange(1, len(effect["jacobian"]) + 1)
-        low, high = effect["lot"].min(), effect["lot"].max()
-        bottom.fill_between(
-            [0.5, len(places) + 0.5], low, high, color=PLAIN, alpha=0.3, linewidth=0, label="drawn by lot"
-        )
-        bottom.plot(places, effect["jacobian"], "o-", color=REAL, label="Jacobian")
-        if "sefa" in effect:
-            bottom.plot(places, effect["sefa"], "s--", color=FAKE, label="first layer (SeFa)")
-        bottom.set_ylim(bottom=0)
-        bottom.set_xlabel("direction")
-        bottom.set_ylabel("change of the picture")
-        bottom.legend(frameon=False)
-    pictures.insert(0, Picture(
-        "directions.png",
-        "Above: how much a small step along each principal direction changes the picture, over the mean direction. "
-        "Below: how much the whole walk does, as root mean square of the pixels' difference (2 is black to white); "
-        "grey: the "
-        "range of 16 directions drawn by lot.",
-    ))  # fmt: skip
+        top.set_ylabel("of a small step")
+        top.set_xlabel("direction of the Jacobian, all")
+        for axis, (name, k) in zip(axes[1:, 0], measures.items(), strict=True):
+            by_lot = effect["lot"][:, k]
+            places = np.arange(1, len(effect["jacobian"]) + 1)
+            band = [0.5, len(places) + 0.5], by_lot.min(), by_lot.max()
+            axis.fill_between(*band, color=PLAIN, alpha=0.3, linewidth=0, label="drawn by lot")
+            axis.plot(places, effect["jacobian"][:, k], "o-", color=REAL, label="Jacobian")
+            if "sefa" in effect:
+                axis.plot(places, effect["sefa"][:, k], "s--", color=FAKE, label="first layer (SeFa)")
+            axis.set_ylim(bottom=0)
+            axis.set_ylabel(f"of the walk, {name}")
+        axes[1, 0].legend(frameon=False)
+        axes[2, 0].set_xlabel("direction, the first 16")
+    caption = (
+        "How much the picture changes along each direction. Above: for a small step, over the mean direction. "
+        "Middle: between the ends of walks from -3 to +3 sigma, root mean square over pixels (2 is black to white). "
+        "Below: the same in the features of the compact network at relu3_1, over the features' own size. Grey: 16 "
+        "directions by lot."
+    )
+    pictures.insert(0, Picture("directions.png", caption))
+    ratio = {name: of[:3].mean(0) / effect["lot"].mean(0) for name, of in effect.items()}
     k = min(10, latents.shape[1])
-    ratio = effect["jacobian"][:3].mean() / effect["lot"].mean()
     text = (
         f"Every latent is a point in a space of {latents.shape[1]} dimensions, most of which change little. J is the "
         f"derivative of the picture by the latent: the eigenvectors of the mean of JᵀJ over {settings.jacobians} "
@@ -480,28 +484,29 @@ def directions_sections(subject: Subject, latents: np.ndarray, out: Path, settin
             f"{overlap(found['jacobian'][:k], found['sefa'][:k]):.2f} (1: the same, {k / latents.shape[1]:.2f}: "
             "chance). "
         )
+    beside = f"; along SeFa's {ratio['sefa'][0]:.1f} and {ratio['sefa'][1]:.1f} times" if "sefa" in ratio else ""
     text += (
-        f"A walk along the first three directions of the Jacobian changes the picture {ratio:.1f} times as much as "
-        "one along directions drawn by lot"
-        + (
-            f", one along SeFa's {effect['sefa'][:3].mean() / effect['lot'].mean():.1f} times"
-            if "sefa" in effect
-            else ""
-        )
-        + ". What such a direction means, one reads into it: it may change several things at once, and others for "
-        "another latent."
+        f"A walk along the first {shown} of the Jacobian changes the picture {ratio['jacobian'][0]:.1f} times as much "
+        f"as one along directions drawn by lot in pixels and {ratio['jacobian'][1]:.1f} times in features, which the "
+        f"Jacobian was not asked about{beside}. What such a direction means, one reads into it: it may change several "
+        "things at once, and others for another latent."
     )
     return [Section("What single latent directions do", text, tuple(pictures))]
 
 
 def effects(subject: Subject, latents: np.ndarray, directions: np.ndarray, spread: float) -> np.ndarray:
-    """Root mean square of the pixels' differences between both ends of walks from -3 to 3 sigma, (k,)."""
+    """How far apart the ends of walks from -3 to 3 sigma are along each of k directions, (k, 2).
+
+    Root mean square of the difference, first in pixels, then in `features_of`, over the features' own.
+    """
+    ends = np.stack([along(latents, direction, np.array([-3, 3]) * spread) for direction in directions])
+    pictures = subject.decode(ends.reshape(-1, latents.shape[1]))
+    features = features_of(pictures)
     found = []
-    for direction in directions:
-        ends = along(latents, direction, np.array([-3, 3]) * spread)
-        low, high = subject.decode(ends[:, 0]), subject.decode(ends[:, 1])
-        found.append(np.sqrt(np.mean((high - low) ** 2)))
-    return np.array(found)
+    for of, size in ((pictures, 1.0), (features, np.sqrt(np.mean(features**2)))):
+        of = of.reshape(len(directions), len(latents), 2, -1)
+        found.append(np.sqrt(np.mean((of[:, :, 1] - of[:, :, 0]) ** 2, axis=(1, 2))) / max(float(size), 1e-12))
+    return np.stack(found, axis=1)
 
 
 # ------------------------------------------------------------------------------------------------------------ the maps
@@ -538,7 +543,8 @@ def map_sections(subject: Subject, latents: np.ndarray, out: Path, settings: Set
         from scipy.cluster.vq import kmeans2
 
         clusters = min(8, n // 4)
-        labels = np.asarray(kmeans2(points[:n], clusters, minit="++", seed=settings.seed)[1], int)
+        begin = np.random.default_rng(settings.seed).choice(n, clusters, replace=False)
+        labels = np.asarray(kmeans2(points[:n], points[begin], minit="matrix")[1], int)
         names = tuple(str(i + 1) for i in range(clusters))
         told = (
             f"These data have no classes; {clusters} clusters of the real pictures (k-means) stand in for them, and a "

@@ -57,7 +57,8 @@ def figure(file: Path, rows: int, columns: int, height: float, **settings: Any) 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+    drawn_by: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
+    with matplotlib.rc_context(drawn_by):
         drawing = Figure((WIDTH, height), layout="constrained")
         FigureCanvasAgg(drawing)
         axes = drawing.subplots(rows, columns, squeeze=False, **settings)

@@ -98,7 +98,9 @@ def optimise(picture: np.ndarray, cfg: gatys.Config, network: Network, params: P
 
 def style_errors(grams: dict[str, np.ndarray], targets: dict[str, np.ndarray]) -> dict[str, float]:
     """The style loss of each layer, relative: 0 for equal Gram matrices, 1 for a picture without features."""
-    return {layer: float(losses.relative_error(grams[layer], targets[layer])) for layer in targets}
+    return {
+        layer: float(losses.relative_error(jnp.asarray(grams[layer]), jnp.asarray(targets[layer]))) for layer in targets
+    }
 
 
 def content_error(network: Network, params: Params, found: np.ndarray, target: np.ndarray, layer: str) -> float:
@@ -127,13 +129,11 @@ def explain_style(
     """
     settings = settings or Settings()
     network.check(gatys.STYLE_LAYERS)
-    small = [shrunk(x, settings.size) for x in (content, style, result)]
+    shown, painting, made = (shrunk(x, 2 * settings.size) for x in (content, style, result))
     return [
-        gram_section(
-            *[shrunk(x, 2 * settings.size) for x in (content, style, result)], network, params, out, network_name
-        ),
-        layers_section(small[1], network, params, out, settings),
-        inversion_section(small[0], network, params, out, settings),
+        gram_section(shown, painting, made, network, params, out, network_name),
+        layers_section(shrunk(style, settings.size), network, params, out, settings),
+        inversion_section(shrunk(content, settings.size), network, params, out, settings),
     ]
 
 
