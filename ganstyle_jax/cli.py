@@ -130,6 +130,23 @@ class Report:
     training_images: int = 5000  # how many to look through for those nearest to samples; 0 leaves that out
 
 
+@dataclasses.dataclass(frozen=True)
+class Explain:
+    """Show what a trained run has learned, or what style transfer compares: pictures and texts in a folder.
+
+    `ganstyle explain RUN` leaves them in RUN/explain, and `ganstyle report RUN` shows them.
+    """
+
+    # a run folder of ganstyle train or ganstyle stylize --run-dir; or a content picture, a style picture and,
+    # if it is not to be made, the result
+    what: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN | CONTENT STYLE [RESULT]")]
+    out: Path | None = None  # folder to write to; by default explain in the run folder, or in this one
+    step: int | None = None  # of the checkpoint to explain; by default the newest
+    seed: int = 0  # decides the latents and the noise
+    features: str | None = None  # network of pictures, a name or a file of weights; by default compact
+    size: int | None = None  # longer side of the pictures that are made to explain pictures; by default 144 pixels
+
+
 Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
     | Annotated[Train, tyro.conf.subcommand("train")]
@@ -142,6 +159,7 @@ Command = (
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Explain, tyro.conf.subcommand("explain")]
 )
 CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
@@ -158,9 +176,16 @@ def main(args: list[str] | None = None) -> None:
             return
         command = tyro.cli(Command, prog="ganstyle", args=args, config=CONFIG, description=__package_doc())  # type: ignore
         run: Any = {
-            **{Quickstart: quickstart, Train: _train_without_method, Sample: sample, Convert: convert, Data: prepare},
-            **{Weights: manage_weights, Collect: collect, Report: report},
+            Quickstart: quickstart,
+            Train: _train_without_method,
+            Sample: sample,
+            Convert: convert,
+            Data: prepare,
+            Weights: manage_weights,
             Plan: lambda command: plan(command.method, []),
+            Collect: collect,
+            Report: report,
+            Explain: explain,
         }
         run[type(command)](command)
 
@@ -525,6 +550,14 @@ def report(command: Report) -> None:
     default = command.runs[0] / "report.html" if len(command.runs) == 1 else Path("report.html")
     written = reporting.write(command.runs, command.out or default, command.training_images)
     print(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
+
+
+def explain(command: Explain) -> None:
+    use_cache()
+    from ganstyle_jax import explain as explanation
+
+    written = explanation.run_any(command.what, command.out, command.step, command.seed, command.features, command.size)
+    print(f"explained in {written.parent}, with texts in {written}")
 
 
 def use_cache() -> None:

@@ -381,3 +381,31 @@ def sample(variables: dict, z: jax.Array, cfg: Config) -> jax.Array:
     if cfg.batch_norm == "batch":
         return apply(module, variables["params"], variables["batch_stats"], z)[0]
     return jnp.asarray(module.apply(variables, z, train=False))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Seeing inside
+
+
+def discriminate(state: State, images: jax.Array, cfg: Config) -> jax.Array:
+    """Images (n, s, s, c) in [-1, 1] to logits (n,), each of its image alone: BatchNorm takes its running statistics.
+
+    Those are of real and generated images together, where training normalises each kind by itself.
+    """
+    return jnp.asarray(Discriminator(cfg).apply(state.disc.variables, images.astype(cfg.param_dtype), train=False))
+
+
+def first_layer(variables: dict, cfg: Config) -> jax.Array:
+    """The generator's first weights, (latent_dim, 16 * channels): what a latent is multiplied with."""
+    return jnp.moveaxis(variables["params"]["project"], 2, 0).reshape(cfg.latent_dim, -1)
+
+
+def activations(variables: dict, z: jax.Array, cfg: Config) -> dict[str, jax.Array]:
+    """Latents (n, latent_dim) to the generator's hidden layers after ReLU, "4x4" and so on: (n, 4, 4, channels), ..."""
+
+    def is_norm(module: nn.Module, method: str) -> bool:
+        return isinstance(module, layers.BatchNorm) and method == "__call__"
+
+    captured: Any = Generator(cfg).apply(variables, z, train=False, capture_intermediates=is_norm)[1]
+    hidden = [nn.relu(captured["intermediates"][f"norm{i}"]["__call__"][0]) for i in range(len(cfg.hidden_channels))]
+    return {f"{x.shape[1]}x{x.shape[2]}": x for x in hidden}

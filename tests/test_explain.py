@@ -1,0 +1,435 @@
+"""Explanations: the mathematics in closed form, against finite differences and numpy; a run from end to end."""
+
+import dataclasses
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ganstyle_jax import cli, explain, losses, pictures, runs, train, vgg, weights
+from ganstyle_jax.explain import gan, maps, sections, style
+from ganstyle_jax.files import UserError
+from ganstyle_jax.gan import dcgan
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+CFG = dcgan.Config(image_size=16, channels=3, width=4, latent_dim=6)
+SMALL = gan.Settings(count=24, labelled=40, drawn=64, jacobians=2)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def init(key, cfg):
+    return dcgan.init(key, cfg)
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients
+
+
+@pytest.fixture
+def judge(x64):
+    """A DCGAN's discriminator in float64, with random weights and statistics that are not those of the beginning."""
+    cfg = dataclasses.replace(CFG, dtype="float64")
+    state = init(jax.random.key(1), cfg)
+    images = jnp.asarray(random(8, 16, 16, 3, seed=1)).clip(-1, 1)
+    stats = dcgan.apply(dcgan.Discriminator(cfg), state.disc.params, state.disc.batch_stats, images)[1]
+    state = dataclasses.replace(state, disc=dataclasses.replace(state.disc, batch_stats=stats))
+    return jax.jit(lambda x: 30 * dcgan.discriminate(state, x, cfg))
+
+
+def test_gradient_equals_finite_differences(judge):
+    images = random(2, 16, 16, 3).clip(-1, 1)
+    found = np.asarray(gan.input_gradient(judge, jnp.asarray(images)))
+    assert np.abs(found).max() > 1e-3
+    step = 1e-7  # so short that hardly a unit of the network changes sides, and rounding leaves 1e-8
+    for place in [(0, 3, 4, 0), (1, 15, 0, 2), (0, 8, 8, 1)]:
+        moved = np.zeros_like(images)
+        moved[place] = step
+        difference = np.sum(judge(images + moved) - judge(images - moved)) / (2 * step)
+        np.testing.assert_allclose(found[place], difference, atol=1e-6)
+
+
+def test_a_logit_depends_on_its_own_image_alone(judge):
+    images = jnp.asarray(random(3, 16, 16, 3))
+    alone = [judge(image[None])[0] for image in images]
+    np.testing.assert_allclose(judge(images), alone, rtol=1e-12)
+
+
+def test_smoothgrad_without_noise_is_the_gradient(judge):
+    images = jnp.asarray(random(2, 16, 16, 3))
+    plain = gan.input_gradient(judge, images)
+    np.testing.assert_allclose(gan.smooth_gradient(judge, images, jax.random.key(0), 0.0, 3), plain, rtol=1e-12)
+    noisy = gan.smooth_gradient(judge, images, jax.random.key(0), 0.2, 3)
+    assert np.abs(noisy - plain).max() > 1e-3 * np.abs(plain).max()
+
+
+def test_smoothgrad_is_the_mean_over_noise_of_the_stated_size(x64):
+    images = jnp.asarray(random(1, 4, 4, 1)) * 5
+    range_, draws = float(images.max() - images.min()), 4000
+    # The gradient of x^3 / 3 is x^2, whose mean under noise of deviation s is x^2 + s^2.
+    found = gan.smooth_gradient(lambda x: (x**3 / 3).sum((1, 2, 3)), images, jax.random.key(0), 0.1, draws)
+    spread = 0.1 * range_
+    error = np.sqrt(4 * images**2 * spread**2 + 2 * spread**4) / draws**0.5
+    assert np.all(np.abs(found - images**2 - spread**2) < 4.5 * error)
+
+
+def test_integrated_gradients_are_complete(judge):
+    images, baseline = jnp.asarray(random(3, 16, 16, 3)), jnp.asarray(random(16, 16, 3, seed=5))
+    difference = judge(images) - judge(baseline[None])[0]
+    coarse, fine = (gan.integrated_gradients(judge, images, baseline, n).sum((1, 2, 3)) for n in (8, 512))
+    np.testing.assert_allclose(fine, difference, atol=2e-3 * np.abs(difference).max())
+    assert np.abs(fine - difference).max() < np.abs(coarse - difference).max()
+
+
+def test_integrated_gradients_of_a_quadratic_are_exact(x64):
+    images, baseline = jnp.asarray(random(2, 4, 4, 1)), jnp.asarray(random(4, 4, 1, seed=3))
+    found = gan.integrated_gradients(lambda x: (x**2).sum((1, 2, 3)), images, baseline, 1)
+    np.testing.assert_allclose(found, images**2 - baseline**2, atol=1e-12)
+
+
+def test_replacing_the_strongest_pixels():
+    images, weights_ = random(2, 4, 4, 1).astype(np.float32), random(4, 4, 1, seed=2).astype(np.float32)
+    baseline = np.full((4, 4, 1), 0.5, np.float32)
+    logit = lambda x: jnp.sum(weights_ * x, (1, 2, 3))  # noqa: E731
+    gain = (weights_ * (images - baseline))[..., 0]
+    found = gan.replace_strongest(logit, images, gain, baseline, (0.0, 0.25, 1.0))
+    np.testing.assert_allclose(found[0], logit(images), rtol=1e-6)
+    best = np.sort(gain.reshape(2, -1), axis=1)[:, -4:].sum(1)  # no four pixels hold more
+    np.testing.assert_allclose(found[1], np.asarray(logit(images)) - best, rtol=1e-4)
+    np.testing.assert_allclose(found[2], np.full(2, logit(baseline[None])[0]), rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Directions
+
+
+def test_jacobian_equals_forward_mode_and_finite_differences(x64):
+    a, b = jnp.asarray(random(5, 7)), jnp.asarray(random(7, 12, seed=1))
+    generate = lambda z: jnp.tanh(jnp.tanh(z @ a) @ b).reshape(-1, 2, 2, 3)  # noqa: E731
+    latents = jnp.asarray(random(3, 5, seed=2))
+    found = gan.jacobian_gram(generate, latents)
+    wanted = 0
+    for z in latents:
+        columns = [(generate((z + e)[None]) - generate((z - e)[None])).ravel() / 2e-6 for e in 1e-6 * jnp.eye(5)]
+        wanted += np.array(columns) @ np.array(columns).T / 3
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
+    forward = jax.vmap(jax.jacfwd(lambda z: generate(z[None]).ravel()))(latents)
+    np.testing.assert_allclose(found, jnp.einsum("npa,npb->ab", forward, forward) / 3, rtol=1e-10, atol=1e-12)
+
+
+def test_jacobian_goes_through_convolutions_with_rules_of_their_own(x64):
+    cfg = dataclasses.replace(CFG, dtype="float64", convolution="cpu")
+    variables = init(jax.random.key(0), cfg).gen.variables
+    latents = dcgan.latents(jax.random.key(1), 1, cfg)
+    ours, plain = (
+        gan.jacobian_gram(partial(lambda z, cfg: dcgan.sample(variables, z, cfg), cfg=cfg), latents)
+        for cfg in (cfg, dataclasses.replace(cfg, convolution="xla"))
+    )
+    np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-15)
+
+
+def test_directions_of_a_linear_generator_are_its_singular_vectors(x64):
+    weights_ = random(6, 12)
+    left, lengths, _ = np.linalg.svd(weights_)
+    gram = gan.jacobian_gram(lambda z: (z @ jnp.asarray(weights_)).reshape(-1, 2, 2, 3), jnp.asarray(random(2, 6)))
+    for values, directions in (gan.sefa(weights_), gan.principal_directions(gram)):
+        np.testing.assert_allclose(values, lengths**2, rtol=1e-9)
+        np.testing.assert_allclose(np.abs(np.sum(directions * left.T, axis=1)), 1, rtol=1e-9)
+        assert np.all(np.diff(values) <= 0)
+        np.testing.assert_allclose(gan.overlap(directions[:3], left.T[:3]), 1, rtol=1e-9)
+    assert gan.overlap(left.T[:2], left.T[2:4]) == pytest.approx(0, abs=1e-12)
+
+
+def test_first_layer_and_activations_are_those_of_the_generator():
+    state = init(jax.random.key(0), CFG)
+    variables, z = (
+        dcgan.generator(state, dataclasses.replace(CFG, batch_norm="running")),
+        random(2, 6).astype(np.float32),
+    )
+    hidden = dcgan.activations(variables, z, CFG)
+    assert {name: x.shape for name, x in hidden.items()} == {"4x4": (2, 4, 4, 8), "8x8": (2, 8, 8, 4)}
+    assert list(hidden) == ["4x4", "8x8"]
+    # At the beginning the statistics are 0 and 1, and BatchNorm only divides by sqrt(1 + 1e-5) and weighs channels.
+    first = z @ np.asarray(dcgan.first_layer(variables, CFG))
+    scale = variables["params"]["norm0"]["scale"]
+    wanted = np.maximum(first.reshape(2, 4, 4, 8) * scale / np.sqrt(1 + 1e-5), 0)
+    np.testing.assert_allclose(hidden["4x4"], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_walk_sets_one_component_and_leaves_the_others():
+    latents, direction = random(4, 5), random(5, seed=1)
+    direction /= np.linalg.norm(direction)
+    found = gan.along(latents, direction, np.array([-3.0, 0.0, 3.0]))
+    assert found.shape == (4, 3, 5)
+    np.testing.assert_allclose(found @ direction, np.tile([-3, 0, 3], (4, 1)), atol=1e-12)
+    across = latents - np.outer(latents @ direction, direction)
+    np.testing.assert_allclose(
+        found - (found @ direction)[..., None] * direction, across[:, None].repeat(3, 1), atol=1e-12
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Maps
+
+
+def test_principal_components_are_those_of_the_covariance():
+    points = random(30, 5) * [3, 1, 2, 0.5, 1]
+    found, shares = maps.principal_components(points, 2)
+    values, axes = np.linalg.eigh(np.cov(points.T))
+    wanted = (points - points.mean(0)) @ axes[:, ::-1][:, :2]
+    np.testing.assert_allclose(np.abs(found), np.abs(wanted), rtol=1e-9)
+    np.testing.assert_allclose(shares, values[::-1][:2] / values.sum(), rtol=1e-9)
+    with pytest.raises(ValueError, match="got shape"):
+        maps.principal_components(points[:1])
+
+
+@pytest.mark.parametrize("perplexity", [2.0, 10.0, 30.0])
+def test_every_point_has_the_perplexity_asked_for(perplexity):
+    points = random(60, 4) * np.linspace(0.01, 100, 60)[:, None]  # of very different densities
+    conditional = maps.conditional_affinities(maps.squared_distances(points, points), perplexity)
+    np.testing.assert_allclose(np.exp(maps.entropies(conditional)), perplexity, rtol=1e-9)
+    np.testing.assert_allclose(conditional.sum(1), 1, rtol=1e-12)
+    joint = maps.affinities(points, perplexity)
+    assert np.array_equal(joint, joint.T) and joint.sum() == pytest.approx(1) and not joint.diagonal().any()
+
+
+def test_perplexity_of_doubles_and_out_of_range():
+    points = np.repeat(random(5, 3), 4, axis=0)
+    conditional = maps.conditional_affinities(maps.squared_distances(points, points), 2.0)
+    np.testing.assert_allclose(conditional.reshape(5, 4, 5, 4)[0, 0, 0], [0, 1 / 3, 1 / 3, 1 / 3], atol=1e-6)
+    assert np.isfinite(maps.conditional_affinities(np.zeros((6, 6)), 2.0)).all()
+    with pytest.raises(ValueError, match=r"below 19.*got 19"):
+        maps.affinities(points, 19)
+
+
+def test_tsne_gradient_equals_finite_differences(x64):
+    p, y = maps.affinities(random(12, 4), 3.0), random(12, 2, seed=1)
+    value, gradient = maps.divergence_gradient(jnp.asarray(p), jnp.asarray(y))
+    q = 1 / (1 + maps.squared_distances(y, y))
+    np.fill_diagonal(q, 0)
+    q /= q.sum()
+    off = ~np.eye(12, dtype=bool)
+    np.testing.assert_allclose(value, np.sum(p[off] * np.log(p[off] / q[off])), rtol=1e-10)
+    for place in [(0, 0), (5, 1), (11, 0)]:
+        moved = np.zeros_like(y)
+        moved[place] = 1e-6
+        high, low = (float(maps.divergence_gradient(jnp.asarray(p), jnp.asarray(y + s * moved))[0]) for s in (1, -1))
+        np.testing.assert_allclose(gradient[place], (high - low) / 2e-6, rtol=1e-6, atol=1e-9)
+
+
+def test_tsne_keeps_clusters_together():
+    labels = np.repeat(np.arange(3), 30)
+    points = random(90, 10) + 12 * random(3, 10, seed=1)[labels]
+    told = []
+    sheet, divergence = maps.tsne(points, 10.0, 300, told.append)
+    assert (maps.nearest_classes(sheet, labels) == labels).all() and told[-1] == 300
+    shuffled = maps.divergence_gradient(
+        jnp.asarray(maps.affinities(points, 10.0)), jnp.asarray(np.random.default_rng(0).permutation(sheet))
+    )[0]
+    assert divergence < 0.5 * shuffled
+    np.testing.assert_array_equal(sheet, maps.tsne(points, 10.0, 300)[0])
+
+
+def test_nearest_classes():
+    points, labels = np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]]), np.array([0, 0, 2, 1, 1, 1])
+    np.testing.assert_array_equal(maps.nearest_classes(points, labels, np.array([[0.5], [10.6]]), 3), [0, 1])
+    np.testing.assert_array_equal(maps.nearest_classes(points, labels, neighbours=2), [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(maps.nearest_classes(points, labels, neighbours=1)[2:4], [0, 1])
+
+
+def test_discriminant_of_two_classes_in_closed_form():
+    labels = np.repeat([0, 1], 200)
+    points = random(400, 4) @ random(4, 4, seed=1) + np.outer(labels, [1.0, 2.0, 0.0, -1.0])
+    means = np.stack([points[labels == k].mean(0) for k in (0, 1)])
+    within = np.cov((points - means[labels]).T, bias=True)
+    within += 0.01 * np.trace(within) / 4 * np.eye(4)
+    wanted = np.linalg.solve(within, means[1] - means[0])  # Fisher 1936
+    (found,) = maps.discriminant_directions(points, labels, 1)
+    assert abs(found @ wanted) / np.linalg.norm(found) / np.linalg.norm(wanted) == pytest.approx(1, abs=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Style
+
+
+@pytest.fixture(scope="module")
+def painted():
+    """A content and a style picture, and a network of five small blocks with random weights."""
+    network = vgg.VGG(((6,), (8,), (8,), (8,), (8,)))
+    ramp = np.linspace(-1, 1, 32)
+    content = np.stack([ramp[:, None] * np.ones(32), np.outer(ramp, ramp), -ramp * np.ones((32, 1))], -1)
+    stripes = np.sign(np.sin(np.arange(32) * 1.3))[:, None, None] * np.array([0.9, -0.4, 0.6]) * np.ones((32, 32, 1))
+    return content.astype(np.float32), stripes.astype(np.float32), network, network.init(jax.random.key(0))
+
+
+def test_gram_matrices_are_means_of_products(painted):
+    _, picture, network, params = painted
+    found = style.gram_matrices(network, params, picture)
+    taps = network.apply(params, picture[None], style.gatys.STYLE_LAYERS)
+    for layer, features in taps.items():
+        np.testing.assert_allclose(found[layer], losses.gram_matrix(features[0]), rtol=1e-4, atol=1e-6)
+    flat = np.asarray(taps["relu2_1"], np.float64).reshape(-1, 8)
+    np.testing.assert_allclose(found["relu2_1"], flat.T @ flat / len(flat), rtol=1e-4, atol=1e-6)
+
+
+def test_channels_that_belong_together_come_together():
+    group, rng = np.array([0, 1, 0, 2, 1, 2, 0, 1]), np.random.default_rng(0)
+    features = rng.uniform(size=(500, 3))[:, group] ** 4 + 0.02 * rng.uniform(size=(500, 8))
+    features = np.concatenate([features, np.zeros((500, 1))], axis=1)  # and one that is silent
+    order = style.cluster_order(features.T @ features / 500)
+    assert sorted(order) == list(range(9)) and order[-1] == 8
+    assert np.count_nonzero(np.diff(group[order[:8]])) == 2  # three blocks
+    assert sorted(style.cluster_order(np.zeros((4, 4)))) == [0, 1, 2, 3]
+
+
+def test_a_texture_of_one_layer_lowers_the_loss_of_that_layer(painted):
+    _, picture, network, params = painted
+    settings, targets = style.Settings(size=32, steps=60), style.gram_matrices(network, params, picture)
+    noise = style.gatys.first_image(
+        jax.random.key(0), picture, [picture], None, style.texture_config(("relu1_1",), settings)
+    )
+    before = style.style_errors(style.gram_matrices(network, params, noise), targets)
+    for layer in ("relu1_1", "relu3_1"):
+        made = style.optimise(picture, style.texture_config((layer,), settings), network, params, 0)
+        after = style.style_errors(style.gram_matrices(network, params, made), targets)
+        gains = {name: before[name] / after[name] for name in targets}
+        assert max(gains, key=gains.__getitem__) == layer and gains[layer] > 30, gains
+
+
+def test_inversion_lowers_the_loss_of_its_layer(painted):
+    content, _, network, params = painted
+    settings = style.Settings(size=32, steps=60)
+    errors = {}
+    for layer in ("relu1_1", "relu4_1"):
+        cfg = style.inversion_config(layer, settings)
+        noise = style.gatys.first_image(jax.random.key(0), content, [content], None, cfg)
+        made = style.optimise(content, cfg, network, params, 0)
+        left = style.content_error(network, params, made, content, layer)
+        assert left < 0.1 * style.content_error(network, params, noise, content, layer)
+        errors[layer] = np.mean((made - content) ** 2)
+    assert errors["relu1_1"] < errors["relu4_1"]  # a deep layer knows less of the pixels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From end to end
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    loop = train.Loop(run_dir=folder, steps=2, batch_size=8, sample_every=2, checkpoint_every=2, devices=1)
+    train.run(dcgan, CFG, "glyphs:digits:night", loop)
+    return folder
+
+
+def check(folder: Path) -> list[dict]:
+    """That explain.json is as it is promised to be, and that all it names is there; its sections."""
+    found = json.loads((folder / "explain.json").read_text(encoding="utf-8"))
+    assert set(found) == {"sections"}
+    named = []
+    for section in found["sections"]:
+        assert set(section) == {"title", "text", "pictures"} and section["title"] and len(section["text"]) > 40
+        for picture in section["pictures"]:
+            assert set(picture) == {"file", "caption"} and picture["caption"].endswith(".")
+            with Image.open(folder / picture["file"]) as image:
+                assert image.format == "PNG" and image.width >= 900 and np.asarray(image.convert("L")).std() > 5
+            named.append(picture["file"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*named, "explain.json"])  # nothing else is left
+    return found["sections"]
+
+
+def test_a_run_is_explained(run_dir):
+    written = explain.run(run_dir, settings=SMALL)
+    assert written == run_dir / "explain" / "explain.json"
+    saliency, growth, directions, map_ = check(run_dir / "explain")
+    assert "4x4 (8 channels), 8x8 (4 channels)" in growth["text"]
+    assert [picture["file"] for picture in directions["pictures"]] == [
+        *("directions.png", "directions-jacobian.png", "directions-sefa.png", "directions-lot.png")
+    ]
+    assert "SeFa" in directions["text"] and "untrained" not in saliency["text"] and len(map_["pictures"]) >= 3
+    assert "nan" not in json.dumps([saliency, growth, directions, map_])
+
+
+def test_what_a_method_lacks_is_left_out(tmp_path):
+    method = runs.find_method(str(Path(__file__).with_name("small_wgan.py")))
+    loop = train.Loop(run_dir=tmp_path / "run", steps=1, batch_size=4, devices=1)
+    train.run(method, method.Config(), "glyphs:grey", loop)
+    explain.run(tmp_path / "run", tmp_path / "out", settings=SMALL)
+    saliency, growth, directions, _ = check(tmp_path / "out")
+    assert "discriminate(state, images, cfg)" in saliency["text"] and not saliency["pictures"]
+    assert "activations(generator, latents, cfg)" in growth["text"] and not growth["pictures"]
+    assert "SeFa" not in directions["text"] and len(directions["pictures"]) == 3
+
+
+def test_data_that_are_gone_and_data_without_classes(run_dir, tmp_path, pictures):
+    subject = gan.prepare(runs.load(run_dir), str(tmp_path / "gone.zip"), SMALL)
+    assert subject.real is None and "gone.zip" in subject.absent
+    latents = np.asarray(dcgan.latents(jax.random.key(0), 8, CFG))
+    assert "gone.zip" in gan.map_section(subject, latents, tmp_path, SMALL).text
+    assert gan.saliency_section(subject, latents, tmp_path, SMALL).pictures
+    unlabelled = gan.prepare(runs.load(run_dir), str(pictures), SMALL)
+    assert unlabelled.labels is None and len(unlabelled.real) == 24
+    section = gan.map_section(unlabelled, latents, tmp_path, SMALL)
+    assert "k-means" in section.text
+
+
+@pytest.mark.slow
+def test_style_is_explained(tmp_path, data_dir):
+    names = ("tubingen.jpg", "starry_night.jpg")
+    content, painting = (str(data_dir / "images" / "inputs" / name) for name in names)
+    cli.main(["explain", content, painting, "--out", str(tmp_path / "out"), "--size", "64"])
+    assert [len(section["pictures"]) for section in check(tmp_path / "out")] == [1, 1, 1]
+
+
+def test_style_run_folder(tmp_path, painted, monkeypatch):
+    content, painting, network, params = painted
+    (tmp_path / "run.json").write_text(
+        json.dumps({"method": "gatys", "config": {}, "data": "photo.jpg", "loop": {"features": "mine"}})
+    )
+    with pytest.raises(UserError, match=r"there is no .*content\.png, no .*style-1\.png, no .*result\.png yet"):
+        explain.run(tmp_path)
+    for name, picture in (("content", content), ("style-1", painting), ("result", content)):
+        pictures.write_picture(tmp_path / f"{name}.png", picture)
+    asked = []
+    monkeypatch.setattr(weights, "load", lambda name: (asked.append(name), (network, params))[1])
+    monkeypatch.setattr(style, "Settings", partial(style.Settings, size=32, steps=2))
+    explain.run(tmp_path)
+    assert asked == ["mine"] and len(check(tmp_path / "explain")) == 3
+
+
+def test_errors_for_people(tmp_path, run_dir, capsys):
+    def fails(match, *args):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["explain", *map(str, args)])
+        assert stopped.value.code == 1
+        error = capsys.readouterr().err
+        assert match in error and "Traceback" not in error
+
+    fails("is not a run folder", tmp_path / "nothing")
+    fails("two or three pictures, got 4", "a", "b", "c", "d")
+    fails("--size must be from 32 to 1024 pixels, got 5", "a.png", "b.png", "--size", 5)
+    fails("--seed must be from 0", run_dir, "--seed", -1)
+    fails("belong to pictures", run_dir, "--features", "vgg19")
+    fails("--step belongs to a run folder", "a.png", "b.png", "--step", 5)
+    fails("there is no picture a.png", "a.png", "b.png")
+    fails("no checkpoint", run_dir, "--step", 7)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(run_dir / "run.json", empty)
+    fails("holds no checkpoint yet", empty)
+
+
+def test_a_figure_that_fails_leaves_no_file(tmp_path):
+    with pytest.raises(RuntimeError), sections.figure(tmp_path / "a.png", 1, 1, 2.0):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
