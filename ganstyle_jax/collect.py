@@ -58,7 +58,7 @@ def collect(folders: Sequence[Path], force: bool = False) -> list[Row]:
         check_protocols(evaluated)
     logged = {folder: last_values(folder) for folder in found}
     for folder, record in evaluated.items():
-        logged[folder] |= {f"evaluation/{name}": value for name, value in record["metrics"].items()}
+        logged[folder] |= {f"evaluation/{name}": value for name, value in runs.numbers_of(record).items()}
     names = sorted({name for settings in described.values() for name in settings})
     differing = [name for name in names if len({repr(s.get(name)) for s in described.values()}) > 1]
     groups: dict[str, list[Path]] = {}

@@ -147,6 +147,11 @@ def add_evaluation(run_dir: Path | str, record: dict) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+def numbers_of(record: dict) -> dict[str, float]:
+    """Those of a record's metrics that are a number, and not a list or a name."""
+    return {name: value for name, value in record["metrics"].items() if isinstance(value, int | float)}
+
+
 def best_step(run_dir: Path | str) -> int | None:
     """The step at which training found its pictures best, by the first metric that it was asked for; None without."""
     scores = {record["step"]: record["score"] for record in evaluations(run_dir) if "score" in record}

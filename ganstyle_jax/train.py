@@ -616,8 +616,9 @@ class Journal:
             return
         runs.add_evaluation(self.run_dir, record)
         self.best_step = runs.best_step(self.run_dir)
-        self._to_tensorboard(record["step"], {f"evaluation/{k}": v for k, v in record["metrics"].items()})
-        found = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
+        numbers = runs.numbers_of(record)
+        self._to_tensorboard(record["step"], {f"evaluation/{name}": value for name, value in numbers.items()})
+        found = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self.bar.write(f"step {record['step']}: {found}; best so far: step {self.best_step}", file=sys.stderr)
 
     @contextlib.contextmanager

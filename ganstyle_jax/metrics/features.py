@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ganstyle_jax import data, vgg, weights
+from ganstyle_jax import data, glyph_reader, vgg, weights
 from ganstyle_jax.files import UserError, atomic_path, first_line
 from ganstyle_jax.inception import InceptionV3
 from ganstyle_jax.metrics.distances import Gaussian, Moments
@@ -42,8 +42,8 @@ INCEPTION_SIZE = 299  # pixels
 COMPACT_TAPS = ("relu2_1", "relu3_1", "relu4_1", "relu5_1")
 BATCH_SIZE = 64  # images for each device
 SPECS = (
-    "inception, compact, a name that `ganstyle weights list` shows or a file of weights with :LAYER or :LAYER+LAYER "
-    "behind it, or file.py:function; @SIZE at the end resizes to so many pixels"
+    "inception, compact, glyphs, a name that `ganstyle weights list` shows or a file of weights with :LAYER or "
+    ":LAYER+LAYER behind it, or file.py:function; @SIZE at the end resizes to so many pixels"
 )
 
 
@@ -165,6 +165,8 @@ def feature_network(spec: str, resize: Resize | None = None) -> FeatureNetwork:
     NAME[:TAP] or FILE[:TAP]: VGG or SqueezeNet that `weights.load` knows; TAP such as relu3_4 or relu2_2+relu3_4, each
       averaged over the picture. By default a VGG's last ReLU of the third block, and of the compact network relu2_1,
       relu3_1, relu4_1 and relu5_1. Images as they are.
+    glyphs: the 128 features of the reader of glyphs, which ships with the package, and its logits; it has a size of its
+      own, and brings images to it.
     FILE.py:FUNCTION: the user's function of images (b, h, w, 3) float32 in [-1, 1], to features (b, d). It is compiled,
       so it is made of jax.numpy; what is not, can be wrapped in jax.pure_callback.
 
@@ -179,6 +181,9 @@ def feature_network(spec: str, resize: Resize | None = None) -> FeatureNetwork:
         raise UserError(f"{spec} asks for images of 0 pixels")
     if name.endswith(".py"):
         name, digest, params, function, dim = _of_file(Path(name), taps)
+    elif name == "glyphs" and not taps:
+        params, function, dim = glyph_reader.load().params, _of_reader, glyph_reader.FEATURES
+        digest = _digest(params)
     else:
         network, params = weights.load("inception-fid" if name == "inception" else name)
         digest = _digest(params)
@@ -234,6 +239,11 @@ def _of_network(
     image = jax.ShapeDtypeStruct((1, size or smallest, size or smallest, 3), jnp.float32)
     dim = jax.eval_shape(function, shapes, image)[0].shape[1]
     return f"{name}:{'+'.join(taps)}", function, dim
+
+
+def _of_reader(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    found = glyph_reader.apply(params, images)
+    return found["features"], found["class"]
 
 
 def _of_file(path: Path, name: str) -> tuple[str, str, None, Callable, None]:
