@@ -136,6 +136,15 @@ def test_frechet_distance_of_commuting_covariances():
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
 
 
+def test_frechet_distance_of_a_collapsed_generator():
+    """All images the same: no covariance, and the distance is that of the means and the trace of the other."""
+    x, y = draw(0, 100, 8), np.tile(draw(1, 1, 8), (50, 1))
+    expected = ((x.mean(0) - y[0]) ** 2).sum() + x.var(axis=0, ddof=1).sum()
+    assert frechet_distance(gaussian(x), gaussian(y)) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(gaussian(y), gaussian(x)) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(gaussian(y), gaussian(y + 1)) == pytest.approx(8, rel=1e-12)
+
+
 @given(SEEDS)
 def test_frechet_distance_is_symmetric_and_ignores_rotations_and_order(seed):
     x, y = draw(seed), draw(seed + 1, 40)
@@ -397,6 +406,15 @@ def test_refusals_of_neighbours():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sliced Wasserstein distance
+
+
+def test_neighbours_of_a_collapsed_generator():
+    """Its balls have no width; a real image at the very place is recalled and the others are not."""
+    real = draw(0, 50, 4)
+    fake = np.tile(real[:1], (30, 1))
+    assert distances.precision_recall(real, fake) == (1, 1 / 50)
+    assert distances.precision_recall(real, fake + 100) == (0, 0)
+    assert distances.density_coverage(fake, real) == (0, 0)  # strictly inside no ball without width
 
 
 @pytest.mark.parametrize("n, m", [(30, 30), (30, 18), (7, 50), (1, 3)])

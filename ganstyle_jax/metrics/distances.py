@@ -181,8 +181,9 @@ def fid_infinity(real: Gaussian, fake: Any, seed: int = 0, points: int = 15) -> 
     if len(fake) <= least:
         raise UserError(
             f"FID-infinity fits a line to the distances of subsets of {least:,} images and more, and there are"
-            f" {len(fake):,}, of which all subsets would be the same and their distance the plain FID: generate more"
-            f" than {least:,} images, better 50,000, or report the FID with the number of images"
+            f" {len(fake):,}, of which all subsets would be the same and their distance the plain FID, as in the common"
+            f" script for ArtFID, which takes 800 and says FID-infinity: generate more than {least:,} images, better"
+            " 50,000, or report the FID with the number of images"
         )
     if points < 3:
         raise UserError(f"FID-infinity fits a line to at least 3 points, and {points} are asked for")

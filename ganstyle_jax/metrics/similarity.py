@@ -127,7 +127,11 @@ def _pairs(images1: Any, images2: Any, least: int) -> tuple[np.ndarray, np.ndarr
 
 def _in_float64(function: Callable[[jax.Array, jax.Array], jax.Array], a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of images counted from black, in [0, 2]."""
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out; a GPU has float64 too
+        host = None
+    with jax.enable_x64(True), jax.default_device(host):
         return np.asarray(function(jnp.asarray(a + 1), jnp.asarray(b + 1)))
 
 
