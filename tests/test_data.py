@@ -268,6 +268,27 @@ def test_examples_own_their_memory_and_index_gives_floats(tmp_path):
 # Folders and archives
 
 
+def test_images_at_their_own_size(tmp_path):
+    """Whole, upright, over white; of a file's 16 bits and of an array's opacity too."""
+    tall, wide = colours(9, 5), colours(4, 7)
+    deep = rng.integers(0, 65536, (3, 8)).astype(np.uint16)
+    source = open_source(write(tmp_path / "files", {"a.png": png(tall), "b.png": png(wide)}), None)
+    assert source.image_shape == (0, 0, 3)
+    for i, expected in enumerate((tall, wide)):
+        np.testing.assert_array_equal(source.read(i)["image"], expected)
+    found = read_one(tmp_path, "deep.png", png(deep), None)
+    np.testing.assert_allclose(found[..., 0], deep / 32767.5 - 1, atol=1e-6)
+    clear = np.concatenate([wide, np.zeros((4, 7, 1), np.uint8)], axis=-1)
+    np.savez(tmp_path / "arrays.npz", images=clear[None])
+    source = open_source(str(tmp_path / "arrays.npz"), None)
+    assert source.image_shape == (4, 7, 3) and (source.read(0)["image"] == 255).all()
+    np.savez(tmp_path / "floats.npz", images=wide[None] / np.float32(255))
+    floats = open_source(str(tmp_path / "floats.npz"), None).read(0)["image"]
+    np.testing.assert_allclose(floats, wide / 127.5 - 1, atol=1e-6)
+    with pytest.raises(UserError, match="drawn at any size"):
+        open_source("glyphs", None)
+
+
 def test_folder_zip_and_tars_are_the_same_set(tmp_path):
     files = {f"set/{kind}/{k}.{end}": png(colours(5, 5)) if end == "png" else jpeg(colours(5, 5))
              for kind in ("dog", "Cat", "cat-2") for k, end in enumerate(["png", "JPG", "jpeg"])}  # fmt: skip

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ganstyle_jax import data, glyph_reader, vgg, weights
-from ganstyle_jax.files import UserError, atomic_path, first_line
+from ganstyle_jax import __version__, data, glyph_reader, vgg, weights
+from ganstyle_jax.files import UserError, atomic_path, cache_dir, first_line
 from ganstyle_jax.inception import InceptionV3
 from ganstyle_jax.metrics.distances import Gaussian, Moments
 
@@ -41,6 +41,7 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 INCEPTION_SIZE = 299  # pixels
 COMPACT_TAPS = ("relu2_1", "relu3_1", "relu4_1", "relu5_1")
 BATCH_SIZE = 64  # images for each device
+MOMENTS_ROWS = 1024  # images whose features are added at once: fewer spend their time on passing over the (d, d) sums
 SPECS = (
     "inception, compact, glyphs, a name that `ganstyle weights list` shows or a file of weights with :LAYER or "
     ":LAYER+LAYER behind it, or file.py:function; @SIZE at the end resizes to so many pixels"
@@ -434,7 +435,7 @@ def stream(
 
 
 def _regroup(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Batches of `size` images, and of fewer at the end and before images of another shape."""
+    """Batches of `size` images or rows, and of fewer at the end and before what has another shape."""
     kept: list[np.ndarray] = []
     for batch in batches:
         if kept and (batch.shape[1:], batch.dtype) != (kept[0].shape[1:], kept[0].dtype):
@@ -480,9 +481,10 @@ def moments(
 ) -> Gaussian:
     """Mean and covariance of the features, float64, in memory that does not grow with the images; as `stream`."""
     found: Moments | None = None
-    for features, _ in stream(network, batches, total, batch_size, devices, progress):
-        found = found or Moments(features.shape[1])
-        found.update(features)
+    features = (part for part, _ in stream(network, batches, total, batch_size, devices, progress))
+    for part in _regroup(features, MOMENTS_ROWS):
+        found = found or Moments(part.shape[1])
+        found.update(part)
     if found is None:
         raise UserError("there is no image to take features of")
     return found.gaussian()
@@ -531,3 +533,51 @@ def load_statistics(path: Path | str, network: FeatureNetwork) -> tuple[Gaussian
     count = int(about["count"]) if "count" in about else None
     gaussian = Gaussian(found["mu"].astype(np.float64), found["sigma"].astype(np.float64), count)
     return gaussian, {key: about.get(key, "unknown") for key in ("count", "features", "weights", "resize", "source")}
+
+
+def is_statistics(path: Path | str) -> bool:
+    """Whether a file is an .npz with mu and sigma."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {"mu.npy", "sigma.npy"} <= set(file.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def reference_statistics(
+    network: FeatureNetwork,
+    spec: str,
+    image_size: int | None = None,
+    channels: int | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Gaussian, dict[str, Any]]:
+    """Mean and covariance of a reference, and what is known of how they came about, as `load_statistics` gives them.
+
+    spec: a file of statistics, or images as for `images_from`, whose arguments the others are. What is measured is kept
+    in the cache folder until images, network or settings change; files are known by their paths, sizes and times.
+    """
+    if is_statistics(spec):
+        return load_statistics(spec, network)
+    settings = (image_size, channels, count, seed)
+    key = hashlib.sha256(repr((network.protocol, _fingerprint(spec), settings)).encode()).hexdigest()
+    path = cache_dir() / "statistics" / f"{key[:32]}.npz"
+    if path.is_file():
+        try:
+            return load_statistics(path, network)
+        except UserError:  # damaged, so measured again
+            path.unlink()
+    images = images_from(spec, network, image_size, channels, count, seed)
+    save_statistics(path, moments(network, images, progress=progress), network, spec)
+    return load_statistics(path, network)
+
+
+def _fingerprint(spec: str) -> Any:
+    """What changes when the images of a file or folder do; of other sources, their name and this package's version."""
+    path = Path(spec).expanduser()
+    place = next((place for place in (path, *path.parents) if place.is_file()), path)  # the archive around a folder
+    if not place.exists():
+        return spec, __version__
+    files = sorted(Path(folder, name) for folder, _, names in os.walk(place) for name in names) or [place]
+    return spec, [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
