@@ -178,11 +178,30 @@ def look(shown: features.Images, about: dict[str, Any], network: features.Featur
                 )
             yield batch
 
-    found, logits = features.extract(network, passing(), total=len(shown))
+    moments, found, logits = None, [], []
+    for part, of_classes in features.stream(network, passing(), total=len(shown)):
+        moments = moments or distances.Moments(part.shape[1])
+        moments.update(part)
+        if needs_features(settings):
+            found.append(part)
+            logits += [] if of_classes is None else [of_classes]
+    if moments is None:
+        raise UserError(f"{shown.name} has no images")
     if len({batch.shape[1:] for batch in kept}) > 1:
         raise UserError(f"{', '.join(sorted(keep))} need images of one size, and those of {shown.name} differ")
-    pictures = np.concatenate(kept)[:KEPT] if kept else None
-    return Seen(distances.gaussian(found), found, logits, pictures, readings, about)
+    return Seen(
+        moments.gaussian(),
+        np.concatenate(found) if found else None,
+        np.concatenate(logits) if logits else None,
+        np.concatenate(kept)[:KEPT] if kept else None,
+        readings,
+        about,
+    )
+
+
+def needs_features(settings: Settings) -> bool:
+    """Whether a metric wants every image's features, and not their mean and covariance alone."""
+    return bool({"kid", "inception_score", "precision_recall", "density_coverage"} & set(settings.metrics))
 
 
 def look_at_source(
@@ -195,19 +214,20 @@ def look_at_source(
     shown, about = images_of(spec, network, settings.real_count, settings.seed, image_size, channels)
     if {"sliced_wasserstein", "ms_ssim", "glyphs"} & set(settings.metrics):  # they want the images themselves
         return look(shown, about, network, settings)
-    identity = [network.protocol, about, settings.seed, channels, fingerprint(spec)]
+    identity = [network.protocol, about, settings.seed, channels, fingerprint(spec), needs_features(settings)]
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = cache_dir() / "features" / f"{name[:32]}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
             gaussian = distances.Gaussian(file["mu"], file["sigma"], int(file["count"]))
-            return Seen(gaussian, file["features"], file.get("logits"), None, [], about)
+            return Seen(gaussian, file.get("features"), file.get("logits"), None, [], about)
     except (OSError, ValueError, KeyError, UserError):  # not there, or cut off
         seen = look(shown, about, network, settings)
-    arrays = {"mu": seen.gaussian.mean, "sigma": seen.gaussian.covariance, "features": seen.features}
+    arrays = {"mu": seen.gaussian.mean, "sigma": seen.gaussian.covariance, "count": np.array(seen.gaussian.count)}
+    arrays |= {} if seen.features is None else {"features": seen.features}
     arrays |= {} if seen.logits is None else {"logits": seen.logits}
     with atomic_path(path) as temporary:
-        np.savez(temporary, count=np.array(seen.gaussian.count), **arrays)
+        np.savez(temporary, **arrays)
     return seen
 
 
@@ -226,15 +246,6 @@ def look_at_statistics(path: Path, network: features.FeatureNetwork) -> Seen:
     gaussian, about = features.load_statistics(path, network)
     about = {"source": path.name if about["source"] == "unknown" else about["source"], "count": about["count"]}
     return Seen(gaussian, None, None, None, [], about)
-
-
-def is_statistics(spec: str) -> bool:
-    """Whether this is an .npz file with mu and sigma, and not one of images."""
-    try:
-        with np.load(spec, allow_pickle=False) as file:
-            return {"mu", "sigma"} <= set(file.files)
-    except (OSError, ValueError, AttributeError, EOFError):
-        return False
 
 
 def compare(real: Seen, fake: Seen, network: features.FeatureNetwork, settings: Settings) -> dict[str, Any]:
@@ -403,7 +414,7 @@ def run(what: Path, options: Options, settings: Settings) -> dict[str, Any]:
     else:
         reference = str(options.reference)
         shown, about = images_of(str(what), network, settings.count, settings.seed)
-    if is_statistics(reference):
+    if features.is_statistics(reference):
         real = look_at_statistics(Path(reference), network)
     else:
         real = look_at_source(reference, network, settings, image_size, channels)
