@@ -71,7 +71,7 @@ def check_protocols(evaluated: dict[Path, dict]) -> None:
     """UserError where two records were not made in the same way, with what differs."""
     if not evaluated:
         return
-    (first, *others) = [(folder, flat(record["protocol"])) for folder, record in evaluated.items()]
+    (first, *others) = [(folder, runs.protocol_of(record)) for folder, record in evaluated.items()]
     for folder, protocol in others:
         names = [name for name in sorted(protocol | first[1]) if protocol.get(name) != first[1].get(name)]
         if names:
@@ -80,15 +80,6 @@ def check_protocols(evaluated: dict[Path, dict]) -> None:
                 f"{first[0]} and {folder} were evaluated in different ways ({differences}), so that their figures "
                 "cannot be compared: evaluate them anew in the same way, or use --force"
             )
-
-
-def flat(protocol: dict, prefix: str = "") -> dict[str, Any]:
-    """{"real": {"count": 5}} as {"real.count": 5}."""
-    parts = [
-        flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        for name, value in protocol.items()
-    ]
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def settings_of(description: dict) -> dict[str, Any]:

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ganstyle_jax import __version__, data, images, memorisation, page, runs
+from ganstyle_jax import __version__, data, images, page, runs
 from ganstyle_jax.files import UserError, atomic_path, first_line
-from ganstyle_jax.memorisation import Memorisation
+from ganstyle_jax.metrics import memorisation
+from ganstyle_jax.metrics.memorisation import Memorisation
 from ganstyle_jax.page import Html, Page, is_number, join, note, paragraph, tag, worded
 
 # Bytes of the page for the pictures of a kind, over all runs; together below some 20 MB.
@@ -29,16 +30,15 @@ MOST_GRIDS = 40  # sample grids of a run; of more, evenly chosen ones are shown
 WALKS, STOPS, FRAMES = 8, 6, 10  # walks side by side; latents that each passes through; pictures from one to the next
 PROBES, SHOWN = 256, 16  # samples looked for among the training images, and those of them that are shown
 
-# Which way a metric is better, by the beginning of its name; others are not judged.
+# Which way a metric is better; others are not judged.
 BETTER: dict[str, Callable] = {
-    **dict.fromkeys(("fid", "kid", "frechet", "sliced_wasserstein", "ms_ssim", "lpips", "artfid", "cfsd"), min),
-    **dict.fromkeys(("inception_score", "precision", "recall", "density", "coverage", "psnr", "ssim"), max),
-    **dict.fromkeys(("modes", "class_coverage", "balance"), max),
-    "unreadable": min,
+    **dict.fromkeys(("fid", "kid", "sliced_wasserstein", "ms_ssim", "lpips", "art_fid", "cfsd"), min),
+    **dict.fromkeys(("glyphs_unreadable", "glyphs_kl", "glyphs_total_variation"), min),
+    **dict.fromkeys(("inception_score", "precision", "recall", "density", "coverage", "psnr", "psnr_y", "ssim"), max),
+    "glyphs_covered": max,
 }
 ARROWS = {min: " ↓", max: " ↑", None: ""}
 SPREADS = ("_spread", "_std")  # of a metric, under its name with this ending
-MAY_DIFFER = ("seed", "fake.source")  # of the protocols of records that can be compared
 
 
 def write(folders: Sequence[Path], out: Path, training_images: int = 5000) -> Path:
@@ -107,7 +107,8 @@ def read(folder: Path | str, name: str) -> Run:
     description = runs.read(folder)
     lines = [line for line in read_lines(folder / "metrics.jsonl") if is_number(line.get("step"))]
     records = [record for record in read_lines(folder / "evaluations.jsonl") if is_number(record.get("step"))]
-    return Run(folder, name, description, lines, [r for r in records if isinstance(r.get("metrics"), dict)])
+    records = [r | {"metrics": runs.numbers_of(r)} for r in records if isinstance(r.get("metrics"), dict)]
+    return Run(folder, name, description, lines, records)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -247,30 +248,14 @@ def collapses(trained: Sequence[Run]) -> Html | None:
 # Evaluations
 
 
-def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"real": {"count": 5}} to {"real.count": 5}."""
-    found: dict[str, Any] = {}
-    for name, value in nested.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
-def protocol_of(record: dict[str, Any]) -> dict[str, Any]:
-    """All that two records must share for their metrics to be compared."""
-    protocol = record.get("protocol")
-    told = flat(protocol) if isinstance(protocol, dict) else {}
-    return {name: value for name, value in told.items() if name not in MAY_DIFFER}
-
-
 def better(metric: str) -> Callable | None:
     """min or max, whichever is better; None where that is not known."""
-    stem = max((name for name in BETTER if metric.startswith(name)), key=len, default=None)
-    return None if stem is None else BETTER[stem]
+    return BETTER.get(metric, min if metric.startswith("sliced_wasserstein_") else None)
 
 
 def evaluations(trained: Sequence[Run], made: Page) -> Html | None:
     """The table of metrics, curves where a run was evaluated more than once, and the protocols behind them."""
-    records = [(run, record, protocol_of(record)) for run in trained for record in run.evaluations]
+    records = [(run, record, runs.protocol_of(record)) for run in trained for record in run.evaluations]
     if not records:
         return None
     protocols: list[dict[str, Any]] = []
@@ -309,7 +294,7 @@ def evaluations(trained: Sequence[Run], made: Page) -> Html | None:
     curves_of = [
         made.chart(
             name,
-            {r.name: [(e["step"], e["metrics"].get(name)) for e in r.evaluations if protocol_of(e) == protocols[0]]
+            {r.name: [(e["step"], e["metrics"].get(name)) for e in r.evaluations if runs.protocol_of(e) == protocols[0]]
              for r in trained},
         )
         for name in names

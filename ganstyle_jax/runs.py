@@ -152,6 +152,18 @@ def numbers_of(record: dict) -> dict[str, float]:
     return {name: value for name, value in record["metrics"].items() if isinstance(value, int | float)}
 
 
+def protocol_of(record: dict) -> dict[str, Any]:
+    """What two records must share for their figures to be compared, {"real.count": 5} for {"real": {"count": 5}}."""
+
+    def flat(tree: dict, prefix: str) -> dict[str, Any]:
+        parts = [flat(x, f"{prefix}{name}.") if isinstance(x, dict) else {prefix + name: x} for name, x in tree.items()]
+        return {name: value for part in parts for name, value in part.items()}
+
+    protocol = record.get("protocol")
+    told = flat(protocol, "") if isinstance(protocol, dict) else {}
+    return {name: value for name, value in told.items() if name not in ("seed", "fake.source")}
+
+
 def best_step(run_dir: Path | str) -> int | None:
     """The step at which training found its pictures best, by the first metric that it was asked for; None without."""
     scores = {record["step"]: record["score"] for record in evaluations(run_dir) if "score" in record}

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ganstyle_jax import data, memorisation
+from ganstyle_jax import data
+from ganstyle_jax.metrics import memorisation
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
