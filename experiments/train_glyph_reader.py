@@ -1,10 +1,13 @@
 """The reader of glyphs that ships with the package.
 
 Paper: none; temperature scaling is Guo et al. 2017 (arXiv:1706.04599), and so is the expected calibration error.
-Data: glyphs, drawn on the spot: half in colour, a quarter grey, a quarter on black grounds; most at 32 pixels, some at
+Data: glyphs, drawn on the spot: half in colour, a fifth grey, the others on black grounds; most at 32 pixels, some at
     16 and 64. No other data.
-Hardware and time: two CPU cores (AMD EPYC), TIME.
-Expected: experiments/results/glyph_reader.json: EXPECTED.
+Hardware and time: two CPU cores (Intel Xeon), about 4 minutes of their time; 22 minutes beside much other work.
+Expected: experiments/results/glyph_reader.json: all but 1 of 25,000 fresh glyphs and digits at 32 pixels read rightly,
+    99.8 % at 16 pixels and 99.4 % of disturbed ones. 0.2 to 0.5 % of the fresh ones are called unreadable, and so are
+    95 to 100 % of noise, blots, blends, pieces and blurred glyphs, but only 79 % of glyphs made of the left half of one
+    and the right half of another, which were not trained on. Fonts are right in 72 %, angles within 2 degrees.
 Command: python experiments/train_glyph_reader.py --out ganstyle_jax/glyph_reader.safetensors
 
 Three of four images of a batch are glyphs, moved, turned, warped, blurred, in other contrast and with noise, all within
@@ -52,9 +55,9 @@ class Settings:
     """How long, and on what."""
 
     out: Path = Path("runs/glyph_reader/glyph_reader.safetensors")
-    glyphs: int = 80_000  # drawn once and shown in ever other ways
-    steps: int = 8_000
-    batch_size: int = 128
+    glyphs: int = 20_000  # drawn once and shown in ever other ways
+    steps: int = 2_400
+    batch_size: int = 64
     learning_rate: float = 2e-3  # of Adam, down to 0 along a cosine
     unreadable_share: float = 0.25  # of a batch
     unreadable_real: float = 0.005  # share of untouched glyphs below the threshold

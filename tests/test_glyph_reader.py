@@ -43,7 +43,7 @@ def test_reads_fresh_glyphs_and_their_factors(colour):
     reading = glyph_reader.read(colour["image"])
     assert (reading.fonts.argmax(1) == colour["font"]).mean() > 0.7  # by chance 0.1
     assert np.abs(reading.slant - colour["slant"]).mean() < 2  # degrees; 6 if it always said 0
-    assert np.abs(reading.colour - colour["colour"]).mean() < 0.06
+    assert np.abs(reading.colour - colour["colour"]).mean() < 0.09  # 0.3 if it always said grey
     assert np.abs(reading.ground - colour["ground"]).mean() < 0.04
 
 
@@ -77,9 +77,10 @@ def test_noise_and_blends_are_unreadable(script, colour):
     differ = labels[:300] != labels[300:]
     first, second = ({name: jnp.asarray(x[half]) for name, x in pool.items()} for half in np.split(np.arange(600), 2))
     made = jax.jit(script.unreadable)(jax.random.key(0), first, second)
-    for name in ("noise", "coarse_noise", "blots", "blend", "pieces", "blurred", "bare"):
-        reading = glyph_reader.read(np.asarray(made[name])[differ])
-        assert (~reading.readable).mean() > 0.9, (name, (~reading.readable).mean())
+    kinds = ("noise", "coarse_noise", "blots", "blend", "pieces", "blurred", "bare")
+    reading = glyph_reader.read(np.concatenate([np.asarray(made[name])[differ] for name in kinds]))
+    for name, readable in zip(kinds, np.split(reading.readable, len(kinds)), strict=True):
+        assert readable.mean() < 0.1, (name, readable.mean())
 
 
 def test_a_clear_letter_is_no_digit():
