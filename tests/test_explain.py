@@ -20,6 +20,8 @@ from ganstyle_jax.gan import dcgan
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CFG = dcgan.Config(image_size=16, channels=3, width=4, latent_dim=6)
+GROWTH, DIRECTIONS = "How a picture grows", "What single latent directions do"
+MAP, CLASSES = "Real and made-up pictures on one map", "Which classes are made, and how often"
 SMALL = gan.Settings(count=24, labelled=40, drawn=64, jacobians=2)
 
 
@@ -38,35 +40,32 @@ def random(*shape, seed=0):
 
 @pytest.fixture
 def judge(x64):
-    """A DCGAN's discriminator in float64, with random weights and statistics that are not those of the beginning."""
+    """Logits of images (b, 4, 4, 3) by a smooth perceptron."""
+    hidden, last = jnp.asarray(random(48, 20, seed=8)) / 7, jnp.asarray(random(20, seed=9))
+    return lambda x: jnp.tanh(x.reshape(len(x), -1) @ hidden) @ last
+
+
+def test_gradient_of_a_discriminator_equals_finite_differences(x64):
+    """Of a DCGAN with random weights, whose statistics are not those of the beginning."""
     cfg = dataclasses.replace(CFG, dtype="float64")
     state = init(jax.random.key(1), cfg)
-    images = jnp.asarray(random(8, 16, 16, 3, seed=1)).clip(-1, 1)
-    stats = dcgan.apply(dcgan.Discriminator(cfg), state.disc.params, state.disc.batch_stats, images)[1]
-    state = dataclasses.replace(state, disc=dataclasses.replace(state.disc, batch_stats=stats))
-    return jax.jit(lambda x: 30 * dcgan.discriminate(state, x, cfg))
-
-
-def test_gradient_equals_finite_differences(judge):
     images = random(2, 16, 16, 3).clip(-1, 1)
+    stats = jax.tree.map(lambda x: x + jnp.asarray(random(*x.shape)) ** 2, state.disc.batch_stats)
+    state = dataclasses.replace(state, disc=dataclasses.replace(state.disc, batch_stats=stats))
+    judge = jax.jit(lambda x: 30 * dcgan.discriminate(state, x, cfg))
     found = np.asarray(gan.input_gradient(judge, jnp.asarray(images)))
     assert np.abs(found).max() > 1e-3
     step = 1e-7  # so short that hardly a unit of the network changes sides, and rounding leaves 1e-8
     for place in [(0, 3, 4, 0), (1, 15, 0, 2), (0, 8, 8, 1)]:
         moved = np.zeros_like(images)
         moved[place] = step
-        difference = np.sum(judge(images + moved) - judge(images - moved)) / (2 * step)
-        np.testing.assert_allclose(found[place], difference, atol=1e-6)
-
-
-def test_a_logit_depends_on_its_own_image_alone(judge):
-    images = jnp.asarray(random(3, 16, 16, 3))
-    alone = [judge(image[None])[0] for image in images]
-    np.testing.assert_allclose(judge(images), alone, rtol=1e-12)
+        difference = (judge(images + moved) - judge(images - moved)) / (2 * step)
+        np.testing.assert_allclose(found[place], difference[place[0]], atol=1e-6)
+        assert difference[1 - place[0]] == 0  # a logit depends on its own image alone
 
 
 def test_smoothgrad_without_noise_is_the_gradient(judge):
-    images = jnp.asarray(random(2, 16, 16, 3))
+    images = jnp.asarray(random(2, 4, 4, 3))
     plain = gan.input_gradient(judge, images)
     np.testing.assert_allclose(gan.smooth_gradient(judge, images, jax.random.key(0), 0.0, 3), plain, rtol=1e-12)
     noisy = gan.smooth_gradient(judge, images, jax.random.key(0), 0.2, 3)
@@ -84,11 +83,13 @@ def test_smoothgrad_is_the_mean_over_noise_of_the_stated_size(x64):
 
 
 def test_integrated_gradients_are_complete(judge):
-    images, baseline = jnp.asarray(random(3, 16, 16, 3)), jnp.asarray(random(16, 16, 3, seed=5))
+    images, baseline = jnp.asarray(random(3, 4, 4, 3)), jnp.asarray(random(4, 4, 3, seed=5))
     difference = judge(images) - judge(baseline[None])[0]
-    coarse, fine = (gan.integrated_gradients(judge, images, baseline, n).sum((1, 2, 3)) for n in (8, 512))
-    np.testing.assert_allclose(fine, difference, atol=2e-3 * np.abs(difference).max())
-    assert np.abs(fine - difference).max() < np.abs(coarse - difference).max()
+    coarse, fine = (gan.integrated_gradients(judge, images, baseline, n).sum((1, 2, 3)) for n in (16, 128))
+    assert np.abs(difference).min() > 0.1
+    np.testing.assert_allclose(fine, difference, atol=1e-3)
+    # The midpoint rule is of second order: 8 times as many steps leave a 64th of the error.
+    np.testing.assert_allclose((coarse - difference) / (fine - difference), 64, rtol=0.2)
 
 
 def test_integrated_gradients_of_a_quadratic_are_exact(x64):
@@ -176,6 +177,23 @@ def test_a_walk_sets_one_component_and_leaves_the_others():
     np.testing.assert_allclose(
         found - (found @ direction)[..., None] * direction, across[:, None].repeat(3, 1), atol=1e-12
     )
+
+
+def test_effects_are_the_distance_of_the_ends(monkeypatch):
+    """Of a generator that copies two numbers: along one of them 6 sigma, along others nothing."""
+    monkeypatch.setattr(gan, "features_of", lambda pictures: np.ones((len(pictures), 1)))
+    subject = gan.Subject(None, None, None, None, (), "")
+    monkeypatch.setattr(gan.Subject, "decode", lambda self, z: z[:, :2].reshape(-1, 2, 1, 1))
+    found = gan.effects(subject, random(5, 4), np.eye(4)[[0, 3]], 0.5)
+    np.testing.assert_allclose(found, [[3 / 2**0.5, 0], [0, 0]], atol=1e-12)
+
+
+def test_ranking_counts_pairs(monkeypatch):
+    subject = gan.Subject(None, None, np.array([1.0, 2.0, 3.0, 4.0]), None, (), "")
+    monkeypatch.setattr(gan.Subject, "decode", lambda self, z: z)
+    told = gan._ranking(subject, np.array([0.0, 2.0]), lambda x: x)  # 4 + 2 of 8 pairs, and one tie
+    assert "mean +2.5 of 4 real pictures and +1.0 of 2 made up" in told and "first in 81% of the cases" in told
+    assert gan._ranking(gan.Subject(None, None, None, None, (), ""), np.zeros(2), lambda x: x) == ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -299,11 +317,11 @@ def test_a_texture_of_one_layer_lowers_the_loss_of_that_layer(painted):
         jax.random.key(0), picture, [picture], None, style.texture_config(("relu1_1",), settings)
     )
     before = style.style_errors(style.gram_matrices(network, params, noise), targets)
-    for layer in ("relu1_1", "relu3_1"):
-        made = style.optimise(picture, style.texture_config((layer,), settings), network, params, 0)
-        after = style.style_errors(style.gram_matrices(network, params, made), targets)
-        gains = {name: before[name] / after[name] for name in targets}
-        assert max(gains, key=gains.__getitem__) == layer and gains[layer] > 30, gains
+    layer = "relu2_1"
+    made = style.optimise(picture, style.texture_config((layer,), settings), network, params, 0)
+    after = style.style_errors(style.gram_matrices(network, params, made), targets)
+    gains = {name: before[name] / after[name] for name in targets}
+    assert max(gains, key=gains.__getitem__) == layer and gains[layer] > 30, gains
 
 
 def test_inversion_lowers_the_loss_of_its_layer(painted):
@@ -351,13 +369,13 @@ def check(folder: Path) -> list[dict]:
 def test_a_run_is_explained(run_dir):
     written = explain.run(run_dir, settings=SMALL)
     assert written == run_dir / "explain" / "explain.json"
-    saliency, growth, directions, map_ = check(run_dir / "explain")
-    assert "4x4 (8 channels), 8x8 (4 channels)" in growth["text"]
-    assert [picture["file"] for picture in directions["pictures"]] == [
-        *("directions.png", "directions-jacobian.png", "directions-sefa.png", "directions-lot.png")
-    ]
-    assert "SeFa" in directions["text"] and "untrained" not in saliency["text"] and len(map_["pictures"]) >= 3
-    assert "nan" not in json.dumps([saliency, growth, directions, map_])
+    found = {section["title"]: section for section in check(run_dir / "explain")}
+    assert list(found)[:5] == [*("Where the discriminator looks", "Testing the maps"), GROWTH, DIRECTIONS, MAP]
+    assert "4x4 (8 channels), 8x8 (4 channels)" in found[GROWTH]["text"]
+    files = [picture["file"] for picture in found[DIRECTIONS]["pictures"]]
+    assert files == [*("directions.png", "directions-jacobian.png", "directions-sefa.png", "directions-lot.png")]
+    assert "SeFa" in found[DIRECTIONS]["text"] and "come out right" in found[CLASSES]["text"]
+    assert "nan" not in json.dumps(found).lower()
 
 
 def test_what_a_method_lacks_is_left_out(tmp_path):
@@ -365,7 +383,7 @@ def test_what_a_method_lacks_is_left_out(tmp_path):
     loop = train.Loop(run_dir=tmp_path / "run", steps=1, batch_size=4, devices=1)
     train.run(method, method.Config(), "glyphs:grey", loop)
     explain.run(tmp_path / "run", tmp_path / "out", settings=SMALL)
-    saliency, growth, directions, _ = check(tmp_path / "out")
+    saliency, growth, directions = check(tmp_path / "out")[:3]
     assert "discriminate(state, images, cfg)" in saliency["text"] and not saliency["pictures"]
     assert "activations(generator, latents, cfg)" in growth["text"] and not growth["pictures"]
     assert "SeFa" not in directions["text"] and len(directions["pictures"]) == 3
@@ -375,12 +393,11 @@ def test_data_that_are_gone_and_data_without_classes(run_dir, tmp_path, pictures
     subject = gan.prepare(runs.load(run_dir), str(tmp_path / "gone.zip"), SMALL)
     assert subject.real is None and "gone.zip" in subject.absent
     latents = np.asarray(dcgan.latents(jax.random.key(0), 8, CFG))
-    assert "gone.zip" in gan.map_section(subject, latents, tmp_path, SMALL).text
-    assert gan.saliency_section(subject, latents, tmp_path, SMALL).pictures
+    assert "gone.zip" in gan.map_sections(subject, latents, tmp_path, SMALL)[0].text
+    assert all(section.pictures for section in gan.saliency_sections(subject, latents, tmp_path, SMALL))
     unlabelled = gan.prepare(runs.load(run_dir), str(pictures), SMALL)
     assert unlabelled.labels is None and len(unlabelled.real) == 24
-    section = gan.map_section(unlabelled, latents, tmp_path, SMALL)
-    assert "k-means" in section.text
+    assert "k-means" in gan.map_sections(unlabelled, latents, tmp_path, SMALL)[1].text
 
 
 @pytest.mark.slow
@@ -402,7 +419,8 @@ def test_style_run_folder(tmp_path, painted, monkeypatch):
         pictures.write_picture(tmp_path / f"{name}.png", picture)
     asked = []
     monkeypatch.setattr(weights, "load", lambda name: (asked.append(name), (network, params))[1])
-    monkeypatch.setattr(style, "Settings", partial(style.Settings, size=32, steps=2))
+    monkeypatch.setattr(style, "Settings", partial(style.Settings, size=32))
+    monkeypatch.setattr(style, "optimise", lambda picture, *_: picture)  # which is tested above, and compiles for long
     explain.run(tmp_path)
     assert asked == ["mine"] and len(check(tmp_path / "explain")) == 3
 

@@ -195,8 +195,8 @@ def layers_section(style, network, params, out: Path, settings: Settings) -> Sec
             else:
                 show(axes[i, 1], style, "the style picture")
             bars, places = axes[i, 2], np.arange(len(layers))
-            bars.bar(places - 0.2, [errors[(layer,)][x] for x in layers], 0.4, color=FAKE, label="alone")
-            bars.bar(places + 0.2, [errors[together][x] for x in layers], 0.4, color=REAL, label="up to")
+            bars.bar(places - 0.2, [max(errors[(layer,)][x], 1e-5) for x in layers], 0.4, color=FAKE, label="alone")
+            bars.bar(places + 0.2, [max(errors[together][x], 1e-5) for x in layers], 0.4, color=REAL, label="up to")
             bars.set_yscale("log")
             bars.set_ylim(1e-4, 1)
             bars.set_xticks(places, [x[4:].replace("_1", "") for x in layers])
