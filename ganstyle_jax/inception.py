@@ -265,7 +265,7 @@ def _convolve(
 
 
 def _beside(params: Params, x: jax.Array, *names: str) -> list[jax.Array]:
-    """1x1 convolutions of the same values as one, a third faster on CPUs.
+    """1x1 convolutions of the same values as one matrix product.
 
     "branch_pool" convolves means of 3x3 pixels. The two are exchanged, which changes nothing but the rounding and takes
     the means of fewer channels.

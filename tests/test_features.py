@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_inception
 import test_vgg
 from PIL import Image
 
@@ -152,13 +153,13 @@ def test_vgg19_block_3(data_dir):
     images = next(iter(features.images_from(str(data_dir / "datasets/cifar10_train_jpg.zip"), network, count=4)))
     found, _ = features.extract(network, [images], devices=jax.devices()[:1])
     vgg19, params = weights.read(path)
-    expected = vgg19.apply(params, data.to_float(images), ("relu3_4",))["relu3_4"].mean((1, 2))
+    expected = jax.jit(lambda x: vgg19.apply(params, x, ("relu3_4",))["relu3_4"].mean((1, 2)))(data.to_float(images))
     assert images.shape == (4, 32, 32, 3) and found.shape == (4, 256)
     test_vgg.assert_close(found, expected, 1e-5)
 
 
 @pytest.mark.parametrize("mode", [None, "clean", "legacy-tf", "legacy-torch"])
-def test_inception(monkeypatch, tmp_path, mode):
+def test_what_inception_receives(monkeypatch, tmp_path, mode):
     """What its layers receive: 299 px, and bytes mapped as the published numbers of that mode had them."""
 
     def apply(self, params, images, taps):
@@ -175,6 +176,21 @@ def test_inception(monkeypatch, tmp_path, mode):
     expected = [-1, 0, 127 / 128] if mode != "legacy-torch" else [-1, 1 / 255, 1]
     np.testing.assert_allclose(found, [expected] * 2, atol=1e-5)
     np.testing.assert_allclose(logits, [expected] * 2, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_pytorch_fids_features(torch, tmp_path):
+    """From bytes of CIFAR's size to pool3 as pytorch-fid computes it, with random weights in its published layout."""
+    state, images = test_inception.random_state(torch), bytes_of(2, 32, 32, 3)
+    torch.save(state, tmp_path / "pt_inception.pth")
+    network = features.feature_network(str(tmp_path / "pt_inception.pth"), "legacy-torch")
+    found, logits = features.extract(network, [images], devices=jax.devices()[:1])
+    unit = torch.tensor(images).permute(0, 3, 1, 2) / 255
+    resized = torch.nn.functional.interpolate(unit, size=(299, 299), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        expected = test_inception.torch_inception(torch, state, 2 * resized - 1)["pool3"].numpy()
+    test_vgg.assert_close(found, expected)
+    test_vgg.assert_close(logits, expected @ state["fc.weight"].numpy().T)
 
 
 def test_default(monkeypatch, tmp_path):
