@@ -178,25 +178,15 @@ def look(shown: features.Images, about: dict[str, Any], network: features.Featur
                 )
             yield batch
 
-    moments, found, logits = None, [], []
-    for part, of_classes in features.stream(network, passing(), total=len(shown)):
-        moments = moments or distances.Moments(part.shape[1])
-        moments.update(part)
-        if needs_features(settings):
-            found.append(part)
-            logits += [] if of_classes is None else [of_classes]
-    if moments is None:
-        raise UserError(f"{shown.name} has no images")
+    if needs_features(settings):
+        found, logits = features.extract(network, passing(), total=len(shown))
+        gaussian = distances.gaussian(found)
+    else:
+        gaussian, found, logits = features.moments(network, passing(), total=len(shown)), None, None
     if len({batch.shape[1:] for batch in kept}) > 1:
         raise UserError(f"{', '.join(sorted(keep))} need images of one size, and those of {shown.name} differ")
-    return Seen(
-        moments.gaussian(),
-        np.concatenate(found) if found else None,
-        np.concatenate(logits) if logits else None,
-        np.concatenate(kept)[:KEPT] if kept else None,
-        readings,
-        about,
-    )
+    pictures = np.concatenate(kept)[:KEPT] if kept else None
+    return Seen(gaussian, found, logits, pictures, readings, about)
 
 
 def needs_features(settings: Settings) -> bool:

@@ -122,7 +122,7 @@ def test_what_was_seen_before_is_not_looked_at_again_until_it_changes(tmp_path, 
     network = evaluate.network_of(chosen)
     first = evaluate.look_at_source(str(path), network, chosen, None, None)
     with monkeypatch.context() as patch:
-        patch.setattr(features, "stream", None)  # whoever looks, fails
+        patch.setattr(features, "extract", None)  # whoever looks, fails
         again = evaluate.look_at_source(str(path), network, chosen, None, None)
     np.testing.assert_array_equal(again.features, first.features)
     np.testing.assert_array_equal(again.gaussian.covariance, first.gaussian.covariance)

@@ -469,37 +469,3 @@ def test_files_that_hold_no_statistics(small, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             features.load_statistics(tmp_path / name, network)
-
-
-def test_reference_is_measured_once(small, folder, tmp_path, monkeypatch):
-    """And again when an image, the network or a setting changes; what is kept is what was measured."""
-    monkeypatch.setenv("GANSTYLE_HOME", str(tmp_path / "home"))
-    (folder / "pictures").mkdir()
-    for i in range(10):
-        (folder / f"{i}.png").rename(folder / "pictures" / f"{i}.png")
-    spec, network = str(folder / "pictures"), features.feature_network(f"{small[0]}@16")
-    measured, moments = [], features.moments
-
-    def counted(network, images, **options):
-        measured.append(network.name)
-        return moments(network, images, **options)
-
-    monkeypatch.setattr(features, "moments", counted)
-    first, about = features.reference_statistics(network, spec)
-    again, _ = features.reference_statistics(network, spec)
-    assert len(measured) == 1 and about["count"] == 10 and about["source"] == spec
-    np.testing.assert_array_equal(first.covariance, again.covariance)
-    (kept,) = (tmp_path / "home" / "statistics").iterdir()
-    np.testing.assert_array_equal(features.reference_statistics(network, str(kept))[0].mean, first.mean)
-    assert len(measured) == 1
-    features.reference_statistics(network, spec, count=5)
-    features.reference_statistics(features.feature_network(f"{small[0]}@16", "legacy-tf"), spec)
-    Image.fromarray(bytes_of(12, 10, 3, seed=99)).save(folder / "pictures" / "0.png")
-    changed, _ = features.reference_statistics(network, spec)
-    assert len(measured) == 4 and np.abs(changed.mean - first.mean).max() > 1e-6
-    for kept in (tmp_path / "home" / "statistics").iterdir():
-        kept.write_bytes(b"damaged")
-    np.testing.assert_array_equal(features.reference_statistics(network, spec)[0].mean, changed.mean)
-    assert len(measured) == 5
-    (folder / "pictures" / "0.png").unlink()
-    assert features.reference_statistics(network, spec)[0].count == 9

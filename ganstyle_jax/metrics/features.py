@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ganstyle_jax import __version__, data, glyph_reader, vgg, weights
-from ganstyle_jax.files import UserError, atomic_path, cache_dir, first_line
+from ganstyle_jax import data, glyph_reader, vgg, weights
+from ganstyle_jax.files import UserError, atomic_path, first_line
 from ganstyle_jax.inception import InceptionV3
 from ganstyle_jax.metrics.distances import Gaussian, Moments
 
@@ -542,42 +542,3 @@ def is_statistics(path: Path | str) -> bool:
             return {"mu.npy", "sigma.npy"} <= set(file.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
-
-
-def reference_statistics(
-    network: FeatureNetwork,
-    spec: str,
-    image_size: int | None = None,
-    channels: int | None = None,
-    count: int | None = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> tuple[Gaussian, dict[str, Any]]:
-    """Mean and covariance of a reference, and what is known of how they came about, as `load_statistics` gives them.
-
-    spec: a file of statistics, or images as for `images_from`, whose arguments the others are. What is measured is kept
-    in the cache folder until images, network or settings change; files are known by their paths, sizes and times.
-    """
-    if is_statistics(spec):
-        return load_statistics(spec, network)
-    settings = (image_size, channels, count, seed)
-    key = hashlib.sha256(repr((network.protocol, _fingerprint(spec), settings)).encode()).hexdigest()
-    path = cache_dir() / "statistics" / f"{key[:32]}.npz"
-    if path.is_file():
-        try:
-            return load_statistics(path, network)
-        except UserError:  # damaged, so measured again
-            path.unlink()
-    images = images_from(spec, network, image_size, channels, count, seed)
-    save_statistics(path, moments(network, images, progress=progress), network, spec)
-    return load_statistics(path, network)
-
-
-def _fingerprint(spec: str) -> Any:
-    """What changes when the images of a file or folder do; of other sources, their name and this package's version."""
-    path = Path(spec).expanduser()
-    place = next((place for place in (path, *path.parents) if place.is_file()), path)  # the archive around a folder
-    if not place.exists():
-        return spec, __version__
-    files = sorted(Path(folder, name) for folder, _, names in os.walk(place) for name in names) or [place]
-    return spec, [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
