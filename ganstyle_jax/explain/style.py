@@ -228,7 +228,7 @@ def inversion_section(content, network, params, out: Path, settings: Settings) -
         show(axes[0, 0], content, "the picture", " ")
         for axis, layer in zip(axes.ravel()[1:], layers, strict=True):
             show(axis, made[layer], layer, f"loss left {left[layer]:.2g}")
-    caption = "From noise, by the features of one layer alone. Below each: the content loss left, 1 being that of no features."
+    caption = "From noise, by the features of one layer alone. Below: the content loss left; without features it is 1."
     text = (
         "What does a layer still know of a picture? From noise, an image is optimised whose features in that layer "
         "are to equal the picture's, place by place (Mahendran & Vedaldi 2015), with the content loss, a little "
