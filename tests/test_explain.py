@@ -434,7 +434,8 @@ def test_errors_for_people(tmp_path, run_dir, capsys):
         assert match in error and "Traceback" not in error
 
     fails("is not a run folder", tmp_path / "nothing")
-    fails("two or three pictures, got 4", "a", "b", "c", "d")
+    fails("CONTENT STYLE [RESULT], got a b c d", "a", "b", "c", "d")
+    fails("CONTENT STYLE [RESULT], got nothing")
     fails("--size must be from 32 to 1024 pixels, got 5", "a.png", "b.png", "--size", 5)
     fails("--seed must be from 0", run_dir, "--seed", -1)
     fails("belong to pictures", run_dir, "--features", "vgg19")

@@ -69,9 +69,9 @@ def run_any(
             raise UserError("--features and --size belong to pictures, and not to a run folder")
         return run(what[0], out, step, gan.Settings(seed=seed))
     if len(what) not in (2, 3):
+        given = " ".join(map(str, what)) or "nothing"
         raise UserError(
-            "ganstyle explain takes a run folder, or CONTENT STYLE [RESULT] as two or three pictures, got "
-            f"{len(what)}: {' '.join(map(str, what))}"
+            f"ganstyle explain takes a run folder, or two or three pictures CONTENT STYLE [RESULT], got {given}"
         )
     if step is not None:
         raise UserError("--step belongs to a run folder, and not to pictures")

@@ -449,7 +449,7 @@ def directions_sections(subject: Subject, latents: np.ndarray, out: Path, settin
         top.axhline(1, color=PLAIN, linestyle=":")
         top.text(len(values), 1.15, "mean of all", ha="right", color=PLAIN)
         top.set_ylim(bottom=max(1e-4, values[-1] / values.mean() / 2))
-        top.set_ylabel("of a small step")
+        top.set_ylabel("change, small step")
         top.set_xlabel("direction of the Jacobian, all")
         for axis, (name, k) in zip(axes[1:, 0], measures.items(), strict=True):
             by_lot = effect["lot"][:, k]
@@ -460,7 +460,7 @@ def directions_sections(subject: Subject, latents: np.ndarray, out: Path, settin
             if "sefa" in effect:
                 axis.plot(places, effect["sefa"][:, k], "s--", color=FAKE, label="first layer (SeFa)")
             axis.set_ylim(bottom=0)
-            axis.set_ylabel(f"of the walk, {name}")
+            axis.set_ylabel(f"change {name}")
         axes[1, 0].legend(frameon=False)
         axes[2, 0].set_xlabel("direction, the first 16")
     caption = (

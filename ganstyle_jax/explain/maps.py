@@ -88,11 +88,11 @@ def entropies(rows: np.ndarray) -> np.ndarray:
 
 def divergence_gradient(p: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Kullback-Leibler divergence of p and of the map's q, and its gradient by the map y (n, 2) (equation 5)."""
-    difference = y[:, None] - y
-    heavy = 1 / (1 + jnp.sum(difference**2, -1))  # Student's t with one degree of freedom, equation 4
+    heavy = 1 / (1 + sum((x[:, None] - x) ** 2 for x in y.T))  # Student's t with one degree of freedom, equation 4
     heavy = jnp.where(jnp.eye(len(y), dtype=bool), 0, heavy)
     q = jnp.maximum(heavy / heavy.sum(), 1e-30)
-    gradient = 4 * jnp.sum(((p - q) * heavy)[..., None] * difference, axis=1)
+    pull = (p - q) * heavy
+    gradient = 4 * (pull.sum(1)[:, None] * y - jnp.matmul(pull, y, precision="highest"))
     return jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1) / q), 0)), gradient
 
 

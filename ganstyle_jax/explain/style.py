@@ -186,7 +186,7 @@ def layers_section(style, network, params, out: Path, settings: Settings) -> Sec
     for some in tqdm(chosen, "an image from each layer", leave=False):
         made[some] = optimise(style, texture_config(some, settings), network, params, settings.seed)
     errors = {some: style_errors(gram_matrices(network, params, image), targets) for some, image in made.items()}
-    with figure(out / "style-layers.png", len(layers), 3, 2.16 * len(layers)) as (_, axes):
+    with figure(out / "style-layers.png", len(layers), 3, 2.16 * len(layers)) as (drawing, axes):
         for i, layer in enumerate(layers):
             together = layers[: i + 1]
             show(axes[i, 0], made[(layer,)], layer + " alone" if i else f"{layer} alone")
@@ -201,8 +201,7 @@ def layers_section(style, network, params, out: Path, settings: Settings) -> Sec
             bars.set_ylim(1e-4, 1)
             bars.set_xticks(places, [x[4:].replace("_1", "") for x in layers])
             bars.set_title("error by layer" if i == 0 else "")
-            if i == 0:
-                bars.legend(frameon=False)
+        drawing.legend(*axes[0, 2].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
     caption = (
         "Left: from noise, by the Gram matrix of one layer alone. Middle: by all layers up to it. Right: the style "
         "loss that is left in each of the five layers (1 to 5), on a logarithmic scale; orange for the left picture, "
@@ -229,7 +228,7 @@ def inversion_section(content, network, params, out: Path, settings: Settings) -
         show(axes[0, 0], content, "the picture", " ")
         for axis, layer in zip(axes.ravel()[1:], layers, strict=True):
             show(axis, made[layer], layer, f"loss left {left[layer]:.2g}")
-    caption = "From noise, by the features of one layer alone. Below each: the content loss that is left, of 1 at most."
+    caption = "From noise, by the features of one layer alone. Below: the content loss left; without features it is 1."
     text = (
         "What does a layer still know of a picture? From noise, an image is optimised whose features in that layer "
         "are to equal the picture's, place by place (Mahendran & Vedaldi 2015), with the content loss, a little "
