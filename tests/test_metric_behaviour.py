@@ -43,11 +43,20 @@ def rises(rows, statistic, start=0):
 
 
 def test_noise_and_blur_raise_fid_and_kid(of_real, other):
-    images = other["image"][:800]
-    for damage, levels in ((script.noisy, (0.0, 0.1, 0.2, 0.4, 0.8)), (script.blurred, (0.0, 1.0, 2.0, 3.0, 4.0))):
-        rows = script.with_damage(of_real, images, damage, levels, script.reader_features, 500)
+    """Of noise up to 0.1 the reader, which was trained with it, sees next to nothing; the compact network sees it."""
+    images = other["image"][:600]
+    for damage, levels in ((script.noisy, (0.0, 0.2, 0.4, 0.8)), (script.blurred, (0.0, 0.5, 1.0, 2.0, 4.0))):
+        rows = script.with_damage(of_real, images, damage, levels, script.reader_features, 250)
         assert rises(rows, "fid") and rises(rows, "kid"), rows
-        assert rows[-1]["fid"] > 20 * rows[0]["fid"], rows
+        assert rows[-1]["fid"] > 10 * rows[0]["fid"], rows
+
+
+def test_faint_noise_raises_fid_and_kid_of_the_compact_network(real, other):
+    of_real = script.compact_features(real["image"][:512])
+    rows = script.with_damage(
+        of_real, other["image"][:512], script.noisy, (0.0, 0.05, 0.1, 0.4), script.compact_features, 250
+    )
+    assert rises(rows, "fid") and rises(rows, "kid"), rows
 
 
 def test_fewer_classes_raise_fid_and_kid(of_real, reading, other):
@@ -68,16 +77,18 @@ def test_real_against_real_is_near_zero_and_nearer_with_more_images(of_real, rea
 def test_class_coverage_is_exact(other, reading, known):
     rows = script.found_classes(other, reading, known, (34, 33, 32, 30, 20, 10, 5, 2, 1))
     for row in rows:
-        assert row["exact"] and row["covered"] == row["classes"], row
+        assert row["exact"] and row["covered"] == row["kept"], row
         assert row["real_accuracy"] == known.accuracy > 0.985 and row["real_images"] == COUNT
     assert rows[0]["kl"] < 3 * rows[0]["kl_by_chance"] and rises(rows, "kl") and rises(rows, "total_variation")
 
 
 def test_coverage_falls_by_the_share_of_real_glyphs_that_are_left_out(real, of_real, other, reading):
-    rows = script.coverage(of_real, script.classes_of(real), reading.features, other)
+    half = COUNT // 2
+    rows = script.coverage(of_real[:half], script.classes_of(real)[:half], reading.features, other)
     whole = rows[0]["coverage"]
-    assert whole == pytest.approx(1 - 2**-5, abs=0.02)  # k = 5, two equal sets of as many images
+    assert whole == pytest.approx(1 - 3**-5, abs=0.005)  # k = 5, twice as many of the same kind
     for row in rows:
+        assert row["coverage"] == pytest.approx(row["share_kept"], abs=0.03), row
         assert whole - row["coverage"] == pytest.approx(1 - row["share_kept"], abs=0.03), row
 
 
