@@ -85,9 +85,7 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
 
 def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Iterable[Any]) -> Plan:
     """One training step of a method as `train.run` compiles it, with streamed images."""
-    mesh = Mesh(np.asarray(list(devices)), (train.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
-    if loop.batch_size % mesh.size:
-        raise UserError(f"--batch-size {loop.batch_size} cannot be divided among {mesh.size} chips")
+    mesh = train.mesh_of(list(devices), loop)
     loop = dataclasses.replace(loop, data_on_device="no", steps_per_dispatch=1)
     cfg = dataclasses.replace(cfg, channels=cfg.channels or 3)  # which training learns from its images
     shape = (cfg.image_size, cfg.image_size, cfg.channels)
