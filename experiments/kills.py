@@ -1,8 +1,8 @@
 """Kills a training run at random moments, many times, and checks that nothing is lost.
 
     python experiments/kills.py                      # 30 kills
-    python experiments/kills.py --processes 2 3 4 --kills 100 --steps 1000 --width 4 --batch-size 12 \
-        --json kills_processes.json
+    python experiments/kills.py --processes 2 3 4 --kills 100 --steps 300 --checkpoint-every 3 --width 4 \
+        --batch-size 12 --json kills_processes.json
 
 A run is trained undisturbed first. A second one with the same settings is sent SIGKILL at random moments, started again
 with `--resume auto` each time, and after the last kill left alone to its end. Checkpoints are written so often that
@@ -197,7 +197,14 @@ class Life:
 
     def __init__(self, settings: Settings, run_dir: Path, folder: Path, processes: int, exact: bool):
         command = [sys.executable, "-m", "ganstyle_jax", "train", "dcgan", "--data", "glyphs", "--resume", "auto"]
-        command += ["--run-dir", str(run_dir), "--sample-every", str(settings.steps)]
+        command += [
+            "--run-dir",
+            str(run_dir),
+            "--sample-every",
+            str(settings.steps),
+            "--log-every",
+            str(settings.steps),
+        ]
         for name in ("steps", "checkpoint_every", "image_size", "width", "batch_size"):
             command += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
         if not exact:  # the smaller the steps, the less do they make of a difference in rounding

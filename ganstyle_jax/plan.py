@@ -8,7 +8,7 @@ figures: the longer of arithmetic and memory traffic, and after it the collectiv
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -83,9 +83,9 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
         raise UserError(f"there is no topology {name}: {first_line(error)}") from error
 
 
-def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Iterable[Any]) -> Plan:
-    """One training step of a method as `train.run` compiles it, with streamed images."""
-    mesh = train.mesh_of(list(devices), loop)
+def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Sequence[Any]) -> Plan:
+    """One training step of a method as `train.run` compiles it, with streamed images, for devices of any platform."""
+    mesh = train.mesh_of(devices, loop)
     loop = dataclasses.replace(loop, data_on_device="no", steps_per_dispatch=1)
     cfg = dataclasses.replace(cfg, channels=cfg.channels or 3)  # which training learns from its images
     shape = (cfg.image_size, cfg.image_size, cfg.channels)
@@ -96,7 +96,7 @@ def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Itera
     source = data.Source("no images", shape, np.dtype(np.uint8), None, None, unread)
     feed = train.Feed(data.Batches(source, train.images_per_step(method, cfg, loop), loop.seed), loop, mesh)
     key = jax.random.key(loop.seed)
-    with layers.compiling_for("tpu"):
+    with layers.compiling_for(devices[0].platform):
         abstract = train.abstract_state(method, cfg, key, loop, mesh)
         advance = train.make_advance(method, cfg, key, loop, mesh, abstract, feed)
         stored, chunk = feed.abstract()
@@ -104,9 +104,9 @@ def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Itera
         return _plan(advance.lower(abstract, stored, chunk, scalar, scalar).compile(), mesh.size)
 
 
-def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices: Iterable[Any]) -> Plan:
+def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices: Sequence[Any]) -> Plan:
     """One evaluation of an image of (h, w) pixels whose rows the chips share: loss and gradient."""
-    mesh = Mesh(np.asarray(list(devices)), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = Mesh(np.asarray(devices), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     canvas = gatys.canvas_of(shape, network, cfg, mesh)
 
     def array(shape: tuple[int, ...], rows: int | None = None, dtype: Any = jnp.float32) -> Any:
@@ -115,7 +115,7 @@ def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices:
 
     params = jax.tree.map(lambda x: array(x.shape), jax.eval_shape(network.init, jax.random.key(0)))
     image = jax.ShapeDtypeStruct((1, *canvas.shape, 3), jnp.float32)
-    with layers.compiling_for("tpu"):
+    with layers.compiling_for(devices[0].platform):
         taps: Any = jax.eval_shape(lambda params, x: network.apply(params, x, cfg.layers), params, image)
         features = {layer: x.shape[1:] for layer, x in taps.items()}
         content = {layer: array(features[layer], 0, taps[layer].dtype) for layer in cfg.content_layers}

@@ -102,4 +102,4 @@ def test_command(capsys):
     assert "4 chips TPU v5 lite; a training step of 64 images" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["plan", "dcgan", *arguments, "66"])
-    assert "66 cannot be divided among 4 chips" in capsys.readouterr().err
+    assert "66 cannot be divided among 4 devices" in capsys.readouterr().err
