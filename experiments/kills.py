@@ -52,7 +52,7 @@ EARLY = 0.1  # share of the kills that fall between the start of a program and i
 JOINING = 60.0  # seconds that the processes wait for each other at the beginning
 PARTING = 60.0  # seconds that the processes may take to end when one of them was killed
 TOLERANCE = 1e-6  # between runs in float64 whose sums came in another order, which many steps make more of
-LIMIT = 600.0  # seconds from the start of a program to its first step, and then to its end
+LIMIT = 1800.0  # seconds from the start of a program to its first step, and then to its end
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,14 @@ import os
 import re
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ganstyle_jax import data, layers, train
+from ganstyle_jax import data, layers, runs, train, vgg
 from ganstyle_jax.files import UserError, first_line
 from ganstyle_jax.style import gatys, memory
 from ganstyle_jax.style.memory import gigabytes
@@ -61,6 +61,63 @@ class Plan:
         return self.arguments + self.temporary
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+NETWORKS = {"vgg19": vgg.VGG19, "vgg16": vgg.VGG16, "compact": vgg.COMPACT}
+
+
+@dataclasses.dataclass(frozen=True)
+class StyleSettings:
+    """What is planned of `ganstyle stylize --parallel rows`."""
+
+    topology: str  # the TPUs, such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4
+    features: Literal["vgg19", "vgg16", "compact"] = "vgg19"  # network to compare by
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the features
+    remat: bool = False  # compute features again rather than keep them
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """What is planned of `ganstyle train`."""
+
+    topology: str  # the TPUs, such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4
+    batch_size: int = 64  # images of the global batch, over all chips
+    shard_state: bool = False  # each chip keeps its part of the state
+    shard_devices: int | None = None  # chips that have the state between them with --shard-state; by default all
+
+
+def settings_of(name: str) -> type:
+    """The dataclass of the command's flags, with fields `way` and `config`. UserError for no method of that name."""
+    way, config = (
+        (StyleSettings, gatys.Config) if name == "gatys" else (TrainingSettings, runs.find_method(name).Config)
+    )
+    fields: list[Any] = [("way", way), ("config", config, dataclasses.field(default=config()))]
+    return dataclasses.make_dataclass("Settings", fields, frozen=True)
+
+
+def run(name: str, settings: Any) -> None:
+    """Plans and prints. UserError where it does not fit, after what is needed was printed."""
+    way, cfg = settings.way, settings.config
+    chip, devices = topology_devices(way.topology)
+    if isinstance(way, StyleSettings):
+        network = dataclasses.replace(NETWORKS[way.features], dtype=way.precision, remat=way.remat)
+        found = plan_style(network, cfg, (cfg.size, cfg.size), devices)
+        unit = f"an evaluation of {cfg.size} x {cfg.size} pixels, {way.features} in {way.precision}"
+        advice = "take more chips, --remat, --precision bfloat16 or a smaller --memory or --size"
+    else:
+        loop = train.Loop(batch_size=way.batch_size, shard_state=way.shard_state, shard_devices=way.shard_devices)
+        found = plan_training(runs.find_method(name), cfg, loop, devices)
+        unit = f"a training step of {way.batch_size} images"
+        advice = "take more chips, --shard-state, --dtype bfloat16 or a smaller --batch-size"
+    print(report(found, chip, unit))
+    check_memory(found, chip, advice)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the compiler says
+
+
 def topology_devices(name: str) -> tuple[Chip, list[Any]]:
     """The chips of a topology such as "v5e:2x4". UserError for one that there is not, or without libtpu."""
     version, _, shape = name.partition(":")
@@ -69,6 +126,7 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
     # libtpu would ask the network, for minutes, what machine this is.
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{version}-8")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile: there is no chip to fight for
     from jax.experimental import topologies
 
     try:
