@@ -47,9 +47,9 @@ class Settings:
 
     counts: tuple[int, ...] = (1, 2, 4, 8)  # devices
     work: tuple[str, ...] = (*WAYS, ROWS)
-    batch: int = 32  # images of a device
-    image_size: int = 32  # pixels, of DCGAN
-    width: int = 32  # channels of DCGAN's finest hidden layer
+    batch: int = 16  # images of a device
+    image_size: int = 16  # pixels, of DCGAN; small, because counts do not depend on it
+    width: int = 16  # channels of DCGAN's finest hidden layer
     rows: int = 128  # of a picture, of a device
     columns: int = 256  # of the picture
     tpu: bool = True  # count for a TPU v5e, too

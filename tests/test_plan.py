@@ -77,10 +77,10 @@ def test_training_reduces_each_gradient_once_and_gathers_nothing(chips):
 @pytest.mark.slow
 def test_a_sharded_state_takes_less_of_each_chip(chips):
     cfg = dataclasses.replace(SMALL, width=128)
-    whole, cut = (
-        plan.plan_training(dcgan, cfg, train.Loop(batch_size=8, shard_state=shard), chips) for shard in (False, True)
-    )
+    ways = {"shard_state": False}, {"shard_state": True}, {"shard_state": True, "shard_devices": 2}
+    whole, cut, in_pairs = (plan.plan_training(dcgan, cfg, train.Loop(batch_size=8, **way), chips) for way in ways)
     assert cut.arguments < 0.2 * whole.arguments
+    assert in_pairs.arguments == pytest.approx(whole.arguments / 2, rel=0.1)
     assert "all-gather" in kinds(cut) and "all-gather" not in kinds(whole)  # of weights, when they are needed
 
 

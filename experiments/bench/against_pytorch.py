@@ -116,18 +116,18 @@ def main(settings: Settings) -> dict[str, Any]:
 
 def step(settings: Settings) -> tuple[list[Row], Any]:
     """A training step of DCGAN."""
-    common = {"device": settings.device, "rounds": settings.rounds, "compiled": settings.compiled, "published": True}
+    bench = dcgan.Bench(device=settings.device, rounds=settings.rounds, compiled=settings.compiled, published=True)
     if settings.quick:
-        benches = [dcgan.Bench(**common | {"image_size": 16, "width": 4, "batch_size": 4, "rounds": 1, "steps": 2})]
+        benches = [dataclasses.replace(bench, image_size=16, width=4, batch_size=4, rounds=1, steps=2)]
     elif settings.device == "cpu":
-        benches = [dcgan.Bench(**common)]
+        benches = [bench]
     else:
-        benches = [dcgan.Bench(**common, batch_size=128), dcgan.Bench(**common, batch_size=1024, dtype="bfloat16")]
+        benches = [dataclasses.replace(bench, batch_size=b, dtype=d) for b, d in ((128, "float32"), (1024, "bfloat16"))]
     rows, results = [], []
-    for bench in benches:
-        result = dcgan.measure(bench)
+    for one in benches:
+        result = dcgan.measure(one)
         medians = {name: of["median"] for name, of in result["contestants"].items() if "median" in of}
-        what = f"DCGAN training step, {bench.image_size} px, batch {bench.batch_size}, {bench.dtype}"
+        what = f"DCGAN training step, {one.image_size} px, batch {one.batch_size}, {one.dtype}"
         rows.append(row(what, "ms", medians, "published"))
         results.append(result)
     return rows, results
