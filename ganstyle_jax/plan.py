@@ -45,6 +45,10 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
 
+class DoesNotFitError(Exception):
+    """The compiler finds no way to do the step in a chip's memory."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What the compiler says of one step on one chip of many."""
@@ -97,19 +101,22 @@ def settings_of(name: str) -> type:
 
 
 def run(name: str, settings: Any) -> None:
-    """Plans and prints. UserError where it does not fit, after what is needed was printed."""
+    """Plans and prints. UserError with advice where it does not fit, after printing what is needed if that is known."""
     way, cfg = settings.way, settings.config
     chip, devices = topology_devices(way.topology)
-    if isinstance(way, StyleSettings):
-        network = dataclasses.replace(NETWORKS[way.features], dtype=way.precision, remat=way.remat)
-        found = plan_style(network, cfg, (cfg.size, cfg.size), devices)
-        unit = f"an evaluation of {cfg.size} x {cfg.size} pixels, {way.features} in {way.precision}"
-        advice = "take more chips, --remat, --precision bfloat16 or a smaller --memory or --size"
-    else:
-        loop = train.Loop(batch_size=way.batch_size, shard_state=way.shard_state, shard_devices=way.shard_devices)
-        found = plan_training(runs.find_method(name), cfg, loop, devices)
-        unit = f"a training step of {way.batch_size} images"
-        advice = "take more chips, --shard-state, --dtype bfloat16 or a smaller --batch-size"
+    try:
+        if isinstance(way, StyleSettings):
+            advice = "take more chips, --remat, --precision bfloat16 or a smaller --memory or --size"
+            network = dataclasses.replace(NETWORKS[way.features], dtype=way.precision, remat=way.remat)
+            found = plan_style(network, cfg, (cfg.size, cfg.size), devices)
+            unit = f"an evaluation of {cfg.size} x {cfg.size} pixels, {way.features} in {way.precision}"
+        else:
+            advice = "take more chips, --shard-state, --dtype bfloat16 or a smaller --batch-size"
+            shared = {name: getattr(way, name) for name in ("batch_size", "shard_state", "shard_devices")}
+            found = plan_training(runs.find_method(name), cfg, train.Loop(**shared), devices)
+            unit = f"a training step of {way.batch_size} images"
+    except DoesNotFitError as error:
+        raise UserError(f"{error}: {advice}") from error
     print(report(found, chip, unit))
     check_memory(found, chip, advice)
 
@@ -142,7 +149,10 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
 
 
 def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Sequence[Any]) -> Plan:
-    """One training step of a method as `train.run` compiles it, with streamed images, for devices of any platform."""
+    """One training step of a method as `train.run` compiles it, with streamed images, for devices of any platform.
+
+    Raises DoesNotFitError, and UserError for devices that cannot share the batch or the state.
+    """
     mesh = train.mesh_of(devices, loop)
     loop = dataclasses.replace(loop, data_on_device="no", steps_per_dispatch=1)
     cfg = dataclasses.replace(cfg, channels=cfg.channels or 3)  # which training learns from its images
@@ -159,11 +169,14 @@ def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Seque
         advance = train.make_advance(method, cfg, key, loop, mesh, abstract, feed)
         stored, chunk = feed.abstract()
         scalar = jax.ShapeDtypeStruct((), np.int32)
-        return _plan(advance.lower(abstract, stored, chunk, scalar, scalar).compile(), mesh.size)
+        return _plan(advance.lower(abstract, stored, chunk, scalar, scalar), mesh.size)
 
 
 def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices: Sequence[Any]) -> Plan:
-    """One evaluation of an image of (h, w) pixels whose rows the chips share: loss and gradient."""
+    """One evaluation of an image of (h, w) pixels whose rows the chips share: loss and gradient.
+
+    Raises DoesNotFitError, and ValueError for an image that cannot be cut so.
+    """
     mesh = Mesh(np.asarray(devices), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     canvas = gatys.canvas_of(shape, network, cfg, mesh)
 
@@ -190,13 +203,19 @@ def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices:
             canvas=canvas,
         )
         lowered = gatys.evaluate.lower(network, params, targets, array((*canvas.shape, 3), 0), cfg)
-        plan = _plan(lowered.compile(), mesh.size)
+        plan = _plan(lowered, mesh.size)
     # The optimizer's memory lies beside it: images, of which each chip has its rows.
     pixels = canvas.shape[0] * canvas.shape[1] // mesh.size
     return dataclasses.replace(plan, arguments=plan.arguments + memory.images_kept(cfg) * memory.PIXEL * pixels)
 
 
-def _plan(compiled: Any, chips: int) -> Plan:
+def _plan(lowered: Any, chips: int) -> Plan:
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFitError(f"a chip has too little memory ({first_line(error)})") from error
     planned, cost = compiled.memory_analysis(), compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     return Plan(

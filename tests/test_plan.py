@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 
 import jax
 import pytest
@@ -103,3 +104,6 @@ def test_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["plan", "dcgan", *arguments, "66"])
     assert "66 cannot be divided among 4 devices" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # before there is a program
+        cli.main(["plan", "dcgan", "--topology=v5e:2x2", "--image-size=16", "--width=8", "--batch-size=67108864"])
+    assert re.search(r"a chip has too little memory .*: take more chips, --shard-state", capsys.readouterr().err)

@@ -96,10 +96,14 @@ def write_text(path: Path, text: str) -> Path:
     """As `write_record`."""
     from ganstyle_jax.files import atomic_path
 
-    path = path if path.parent != Path(".") else RESULTS / path
-    with atomic_path(path) as temporary:
+    with atomic_path(place(path)) as temporary:
         temporary.write_text(text)
-    return path
+    return place(path)
+
+
+def place(path: Path) -> Path:
+    """Where a record goes: a bare name into experiments/results/."""
+    return path if path.parent != Path(".") else RESULTS / path
 
 
 def _output(command: list[str]) -> str:
