@@ -60,6 +60,7 @@ class Settings:
     """What is killed, and how often."""
 
     kills: int = 30  # of all runs together
+    minutes: float | None = None  # no more kills after so long, in each run: what was begun comes to its end
     seed: int = 0  # decides the moments
     steps: int = 2_000  # training steps of the run
     checkpoint_every: int = 5  # steps between checkpoints
@@ -114,7 +115,10 @@ def compare(settings: Settings, folder: Path, numbers: tuple[int, ...], kills: i
     moments = []
     damaged, lost = 0, 0
     newest: int | None = None  # the step that the next life must go on from
+    begun = time.perf_counter()
     for number, target in enumerate(targets):
+        if settings.minutes is not None and time.perf_counter() - begun > 60 * settings.minutes:
+            break
         known = entries(disturbed)
         life = Life(settings, disturbed, folder, rng.choice(numbers), exact)
         early = rng.random() < EARLY
@@ -158,7 +162,7 @@ def compare(settings: Settings, folder: Path, numbers: tuple[int, ...], kills: i
     difference = farthest(*states)
     # The first start is paid without kills, too, and `seconds` of a killed life hold the others' leaving.
     wall = sum(moment["seconds"] for moment in moments) + life.seconds - last_start
-    cost = (wall - training) / max(kills, 1)
+    cost = (wall - training) / max(len(moments), 1)
     return {
         "kills": len(moments),
         "kills_during_a_write": sum(moment["during_a_write"] for moment in moments),
