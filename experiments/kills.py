@@ -1,15 +1,25 @@
 """Kills a training run at random moments, many times, and checks that nothing is lost.
 
     python experiments/kills.py                      # 30 kills
-    python experiments/kills.py --processes 2 --kills 100 --steps 5000 --json kills_processes.json
+    python experiments/kills.py --processes 2 3 4 --kills 100 --steps 300 --checkpoint-every 3 --width 4 \
+        --batch-size 12 --json kills_processes.json
 
 A run is trained undisturbed first. A second one with the same settings is sent SIGKILL at random moments, started again
 with `--resume auto` each time, and after the last kill left alone to its end. Checkpoints are written so often that
 many kills fall into a write. After each kill every complete checkpoint is compared with its SHA-256 sums, by code of
-this file, and the next life must go on from the newest one. With `--processes` the run is one of several processes, of
-which any one is killed: the others must end by themselves within a minute, and not with status 0. At the end the
-SHA-256 of the state (weights, statistics, optimizers, step) must equal the undisturbed run's. Ends with exit status 1
-if anything was damaged, lost or different.
+this file, and the next life must go on from the newest one. At the end the SHA-256 of the state (weights, statistics,
+optimizers, step) must equal the undisturbed run's. Ends with exit status 1 if anything was damaged, lost or different.
+
+With `--processes N` the run is one of N processes, of which any one is killed: the others must end by themselves within
+a minute, and not with status 0. With further numbers the second half of the kills falls on another run, in float64 and
+with small learning rates, each life of which has a number of processes drawn from those given. Sums over the batch then
+come in another order, so that its end is compared within a tolerance.
+
+Goodput is the share of the wall time that went into steps that were kept: here that of the undisturbed run's training
+over that of all lives together. From it follows what a kill costs, c seconds: the others' leaving, starting anew, and
+steps done again since the last checkpoint. With a kill every m seconds and a checkpoint every s seconds, rather than
+as often as here, goodput is 1 - (c + s / 2) / m, because half of an interval is done again on average. That is what the
+record extrapolates to; it leaves out what the scheduler of a cluster takes to start processes anew.
 """
 
 import dataclasses
@@ -26,6 +36,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import tyro
 
 import ganstyle_jax
@@ -37,47 +49,61 @@ import machine
 
 FIRST_STEP = "first training step"  # what the program says once it has trained one
 EARLY = 0.1  # share of the kills that fall between the start of a program and its first step
+JOINING = 60.0  # seconds that the processes wait for each other at the beginning
 PARTING = 60.0  # seconds that the processes may take to end when one of them was killed
-LIMIT = 600.0  # seconds from the start of a program to its first step, and then to its end
+TOLERANCE = 1e-6  # between runs in float64 whose sums came in another order, which many steps make more of
+LIMIT = 1800.0  # seconds from the start of a program to its first step, and then to its end
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What is killed, and how often."""
 
-    kills: int = 30
+    kills: int = 30  # of all runs together
+    minutes: float | None = None  # no more kills after so long, in each run: what was begun comes to its end
     seed: int = 0  # decides the moments
     steps: int = 2_000  # training steps of the run
     checkpoint_every: int = 5  # steps between checkpoints
     image_size: int = 16  # pixels
     width: int = 16  # channels of the finest hidden layer
     batch_size: int = 16  # images in a step
-    processes: int = 1  # that do the run together, a device each
+    processes: tuple[int, ...] = (1,)  # that do the run together, a device each; further numbers: of other lives
     json: Path | None = Path("kills.json")  # file for the record; a bare name goes into experiments/results/
 
 
 def main(settings: Settings) -> dict[str, Any]:
-    """Returns the record, after writing it. Raises UserError if the run ended before all kills were done."""
+    """Returns the record, after writing it. Raises UserError if a run ended before all its kills were done."""
     record = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()},
     }
+    mixed = settings.kills // 2 if len(settings.processes) > 1 else 0
     with tempfile.TemporaryDirectory() as folder:
-        record |= compare(settings, Path(folder))
-    print(
-        f"{record['kills']} kills, {record['kills_during_a_write']} of them during the write of a checkpoint and "
-        f"{record['kills_before_the_sums']} between a write and its sums: {record['damaged']} checkpoints damaged, "
-        f"{record['lost']} lost, final state {'equal' if record['equal'] else 'DIFFERENT'}"
-    )
+        record |= compare(settings, Path(folder), settings.processes[:1], settings.kills - mixed)
+    if settings.json is not None:
+        machine.write_record(settings.json, record)
+    found = [record]
+    if mixed:
+        with tempfile.TemporaryDirectory() as folder:
+            record["other_numbers_of_processes"] = compare(settings, Path(folder), settings.processes, mixed)
+        found.append(record["other_numbers_of_processes"])
+    for of in found:
+        print(
+            f"{of['kills']} kills, {of['kills_during_a_write']} of them during the write of a checkpoint and "
+            f"{of['kills_before_the_sums']} between a write and its sums: {of['damaged']} checkpoints damaged, "
+            f"{of['lost']} lost, final state {'equal' if of['equal'] else 'DIFFERENT'}; a kill costs "
+            f"{of['seconds_lost_by_a_kill']:.3g} s, goodput {of['goodput']:.0%}"
+        )
     if settings.json is not None:
         print(f"the record is in {machine.write_record(settings.json, record)}")
     return record
 
 
-def compare(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Trains both runs inside `folder`; the numbers of the record."""
+def compare(settings: Settings, folder: Path, numbers: tuple[int, ...], kills: int) -> dict[str, Any]:
+    """Trains both runs inside `folder`, lives with one of these numbers of processes; the numbers of the record."""
     undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
-    life = Life(settings, undisturbed, folder)
+    exact = len(numbers) == 1
+    life = Life(settings, undisturbed, folder, numbers[0], exact)
     start_up = life.wait_for_first_step()
     training = life.wait_for_end()
     interval = training / settings.steps * settings.checkpoint_every  # seconds from one checkpoint to the next
@@ -85,13 +111,16 @@ def compare(settings: Settings, folder: Path) -> dict[str, Any]:
     rng = random.Random(settings.seed)
     # Each kill comes within two intervals of the checkpoint of such a step, so that seconds decide only where in an
     # interval it falls, and a busy machine does not change how far the run has come.
-    targets = sorted(rng.uniform(0, 0.9 * settings.steps) for _ in range(settings.kills))
+    targets = sorted(rng.uniform(0, 0.9 * settings.steps) for _ in range(kills))
     moments = []
     damaged, lost = 0, 0
     newest: int | None = None  # the step that the next life must go on from
+    begun = time.perf_counter()
     for number, target in enumerate(targets):
+        if settings.minutes is not None and time.perf_counter() - begun > 60 * settings.minutes:
+            break
         known = entries(disturbed)
-        life = Life(settings, disturbed, folder)
+        life = Life(settings, disturbed, folder, rng.choice(numbers), exact)
         early = rng.random() < EARLY
         if early:
             time.sleep(rng.uniform(0, start_up))
@@ -99,8 +128,9 @@ def compare(settings: Settings, folder: Path) -> dict[str, Any]:
             start_up = life.wait_for_first_step()
             life.wait_for_checkpoint(disturbed, target)
             time.sleep(rng.uniform(0, 2 * interval))
-        if not life.kill(rng.randrange(settings.processes)):
-            raise UserError(f"the run ended after {number} of {settings.kills} kills: give it more --steps")
+        # Before they have met, the others wait for the one that was killed for as long as they are told to.
+        if not life.kill(rng.randrange(len(life.members)), PARTING + (JOINING if early else 0)):
+            raise UserError(f"the run ended after {number} of {kills} kills: give it more --steps")
 
         new = entries(disturbed) - known
         sound = check_sums(disturbed)
@@ -117,17 +147,22 @@ def compare(settings: Settings, folder: Path) -> dict[str, Any]:
                 "before_the_sums": bool(unfinished) and int(unfinished[-1]) > (newest or 0),
                 "newest_checkpoint": newest,
             }
-            | ({"others_left_after": round(life.parting, 2)} if settings.processes > 1 else {})
+            | ({"start_up": round(start_up, 2)} if not early else {})
+            | ({"processes": len(life.members), "left_after": round(life.parting, 2)} if max(numbers) > 1 else {})
         )
         print(f"kill {number + 1}: {json.dumps(moments[-1])}", flush=True)
 
-    life = Life(settings, disturbed, folder)
-    life.wait_for_first_step()
+    life = Life(settings, disturbed, folder, numbers[0], exact)
+    last_start = life.wait_for_first_step()
     life.wait_for_end()
     lost += life.resumed_at() != newest
     damaged += len(list((disturbed / "checkpoints").glob("*-damaged")))
     states = [ganstyle_jax.load(run_dir, settings.steps).state for run_dir in (undisturbed, disturbed)]
     sums = [digest(state) for state in states]
+    difference = farthest(*states)
+    # The first start is paid without kills, too, and `seconds` of a killed life hold the others' leaving.
+    wall = sum(moment["seconds"] for moment in moments) + life.seconds - last_start
+    cost = (wall - training) / max(len(moments), 1)
     return {
         "kills": len(moments),
         "kills_during_a_write": sum(moment["during_a_write"] for moment in moments),
@@ -137,20 +172,55 @@ def compare(settings: Settings, folder: Path) -> dict[str, Any]:
         "lost": lost,
         "sha256_undisturbed": sums[0],
         "sha256_killed": sums[1],
-        "equal": sums[0] == sums[1],
+        "largest_difference": difference,
+        "equal": sums[0] == sums[1] if exact else difference <= TOLERANCE,
+        "training_seconds_undisturbed": round(training, 2),
+        "wall_seconds_killed": round(wall, 2),
+        "goodput": training / wall,
+        "seconds_lost_by_a_kill": cost,
+        "goodput_extrapolated": [
+            {"kill_every": m, "checkpoint_every": s, "goodput": max(0.0, 1 - (cost + s / 2) / m)}
+            for m in (120, 300, 600)
+            for s in (20, 60)
+        ],
         "moments": moments,
     }
+
+
+def farthest(one: Any, other: Any) -> float:
+    """The largest difference of two states, relative to the array's largest value where that is above 1."""
+    differences = []
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        differences.append(float(np.abs(a - b).max() / max(1, np.abs(b).max())))
+    return max(differences)
 
 
 class Life:
     """One program that trains, from its start to its end."""
 
-    def __init__(self, settings: Settings, run_dir: Path, folder: Path):
+    def __init__(self, settings: Settings, run_dir: Path, folder: Path, processes: int, exact: bool):
         command = [sys.executable, "-m", "ganstyle_jax", "train", "dcgan", "--data", "glyphs", "--resume", "auto"]
-        command += ["--run-dir", str(run_dir), "--sample-every", str(settings.steps)]
+        command += [
+            "--run-dir",
+            str(run_dir),
+            "--sample-every",
+            str(settings.steps),
+            "--log-every",
+            str(settings.steps),
+        ]
         for name in ("steps", "checkpoint_every", "image_size", "width", "batch_size"):
             command += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-        self.logs = [folder / f"log{i}.txt" for i in range(settings.processes)]
+        if not exact:  # the smaller the steps, the less do they make of a difference in rounding
+            command += [
+                "--dtype",
+                "float64",
+                "--generator-learning-rate",
+                "1e-5",
+                "--discriminator-learning-rate",
+                "1e-5",
+            ]
+        self.logs = [folder / f"log{i}.txt" for i in range(processes)]
         # A compilation cache of its own: the first life compiles, the others start quickly.
         environment = os.environ | {"GANSTYLE_HOME": str(folder)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -160,7 +230,7 @@ class Life:
             coordinator = f"127.0.0.1:{free.getsockname()[1]}"
         for i, path in enumerate(self.logs):
             together = ["--coordinator", coordinator, "--process-count", str(len(self.logs)), "--process-id", str(i)]
-            together += ["--join-timeout", str(int(PARTING / 2))]
+            together += ["--join-timeout", str(int(JOINING))]
             alone = ["--devices", "1"]
             with open(path, "w") as log:
                 self.members.append(
@@ -172,10 +242,12 @@ class Life:
         self.process = self.members[0]  # whose word counts
         self.parting = 0.0  # seconds that the others took to end after a kill
         self.started = time.perf_counter()
+        self.ended: float | None = None
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
+        """From the start to the end of the last process, or to now."""
+        return (self.ended or time.perf_counter()) - self.started
 
     def text(self) -> str:
         return self.logs[0].read_text(errors="replace")
@@ -208,10 +280,14 @@ class Life:
             raise UserError(f"training did not end within {LIMIT:.0f} s: give it fewer --steps") from None
         if status != 0:
             raise UserError(f"training failed with exit status {status}: {self.text()[-500:]}")
-        return time.perf_counter() - start
+        self.ended = time.perf_counter()
+        return self.ended - start
 
-    def kill(self, victim: int) -> bool:
-        """Sends SIGKILL to one process; False if it had come to its end. Raises UserError if it or another failed."""
+    def kill(self, victim: int, parting: float) -> bool:
+        """Sends SIGKILL to one process; False if it had come to its end.
+
+        Raises UserError if it or another failed, or if another has not ended after `parting` seconds.
+        """
         killed = self.members[victim]
         killed.kill()
         status = killed.wait()
@@ -220,13 +296,14 @@ class Life:
         start = time.perf_counter()
         for i, member in enumerate(self.members):
             try:
-                other = member.wait(max(0.1, start + PARTING - time.perf_counter()))
+                other = member.wait(max(0.1, start + parting - time.perf_counter()))
             except subprocess.TimeoutExpired:
                 self.end()
-                raise UserError(f"process {i} went on for {PARTING:.0f} s after process {victim} was killed") from None
+                raise UserError(f"process {i} went on for {parting:.0f} s after process {victim} was killed") from None
             if status == -9 and other == 0:
                 raise UserError(f"process {i} ended with status 0 though process {victim} was killed")
-        self.parting = time.perf_counter() - start
+        self.ended = time.perf_counter()
+        self.parting = self.ended - start
         return status == -9
 
     def end(self) -> None:

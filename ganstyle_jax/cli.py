@@ -453,53 +453,19 @@ def manage_weights(command: Weights) -> None:
 
 
 def plan(name: str, args: list[str]) -> None:
-    """`ganstyle plan METHOD`: the flags are the fields of the method's dataclass and of a few of the loop's."""
+    """`ganstyle plan METHOD`: the flags are those of `plan.settings_of`."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # all else is described to the compiler
     from ganstyle_jax import plan as planning
-    from ganstyle_jax import runs, vgg
-    from ganstyle_jax.style import gatys
-    from ganstyle_jax.train import Loop
 
-    topology_help = "the TPUs, such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4"
-    fields: list[Any] = [("topology", Annotated[str, tyro.conf.arg(help=topology_help)])]
-    if name == "gatys":
-        networks = {"vgg19": vgg.VGG19, "vgg16": vgg.VGG16, "compact": vgg.COMPACT}
-        features_help, precision_help = "network to compare by", "of the features"
-        fields += [
-            ("features", Annotated[Literal["vgg19", "vgg16", "compact"], tyro.conf.arg(help=features_help)], "vgg19"),
-            ("precision", Annotated[Literal["float32", "bfloat16"], tyro.conf.arg(help=precision_help)], "bfloat16"),
-            ("remat", Annotated[bool, tyro.conf.arg(help="compute features again rather than keep them")], False),
-            ("config", gatys.Config, dataclasses.field(default=gatys.Config())),
-        ]
-    else:
-        method = runs.find_method(name)
-        fields += [
-            ("batch_size", Annotated[int, tyro.conf.arg(help="images of the global batch, over all chips")], 64),
-            ("shard_state", Annotated[bool, tyro.conf.arg(help="each chip keeps its part of the state")], False),
-            ("config", method.Config, dataclasses.field(default=method.Config())),
-        ]
-    settings = dataclasses.make_dataclass("Settings", fields, frozen=True)
     description = "What a step takes on TPUs that are not here, by their own compiler."
+    settings = planning.settings_of(name)
     try:
         chosen: Any = tyro.cli(
             settings, prog=f"ganstyle plan {name}", args=args, config=CONFIG, description=description
         )
-        chip, devices = planning.topology_devices(chosen.topology)
-        if name == "gatys":
-            network = dataclasses.replace(networks[chosen.features], dtype=chosen.precision, remat=chosen.remat)
-            size = chosen.config.size
-            found = planning.plan_style(network, chosen.config, (size, size), devices)
-            unit = f"an evaluation of {size} x {size} pixels, {chosen.features} in {chosen.precision}"
-            advice = "take more chips, --remat, --precision bfloat16 or a smaller --memory or --size"
-        else:
-            loop = Loop(batch_size=chosen.batch_size, shard_state=chosen.shard_state)
-            found = planning.plan_training(method, chosen.config, loop, devices)
-            unit = f"a training step of {chosen.batch_size} images"
-            advice = "take more chips, --shard-state, --dtype bfloat16 or a smaller --batch-size"
+        planning.run(name, chosen)
     except ValueError as error:
         raise UserError(str(error)) from None
-    print(planning.report(found, chip, unit))
-    planning.check_memory(found, chip, advice)
 
 
 def evaluate(args: list[str]) -> None:

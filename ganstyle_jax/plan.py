@@ -8,16 +8,16 @@ figures: the longer of arithmetic and memory traffic, and after it the collectiv
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ganstyle_jax import data, layers, train
+from ganstyle_jax import data, layers, runs, train, vgg
 from ganstyle_jax.files import UserError, first_line
 from ganstyle_jax.style import gatys, memory
 from ganstyle_jax.style.memory import gigabytes
@@ -45,6 +45,10 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
 
+class DoesNotFitError(Exception):
+    """The compiler finds no way to do the step in a chip's memory."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What the compiler says of one step on one chip of many."""
@@ -61,6 +65,66 @@ class Plan:
         return self.arguments + self.temporary
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+NETWORKS = {"vgg19": vgg.VGG19, "vgg16": vgg.VGG16, "compact": vgg.COMPACT}
+
+
+@dataclasses.dataclass(frozen=True)
+class StyleSettings:
+    """What is planned of `ganstyle stylize --parallel rows`."""
+
+    topology: str  # the TPUs, such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4
+    features: Literal["vgg19", "vgg16", "compact"] = "vgg19"  # network to compare by
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the features
+    remat: bool = False  # compute features again rather than keep them
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """What is planned of `ganstyle train`."""
+
+    topology: str  # the TPUs, such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4
+    batch_size: int = 64  # images of the global batch, over all chips
+    shard_state: bool = False  # each chip keeps its part of the state
+    shard_devices: int | None = None  # chips that have the state between them with --shard-state; by default all
+
+
+def settings_of(name: str) -> type:
+    """The dataclass of the command's flags, with fields `way` and `config`. UserError for no method of that name."""
+    way, config = (
+        (StyleSettings, gatys.Config) if name == "gatys" else (TrainingSettings, runs.find_method(name).Config)
+    )
+    fields: list[Any] = [("way", way), ("config", config, dataclasses.field(default=config()))]
+    return dataclasses.make_dataclass("Settings", fields, frozen=True)
+
+
+def run(name: str, settings: Any) -> None:
+    """Plans and prints. UserError with advice where it does not fit, after printing what is needed if that is known."""
+    way, cfg = settings.way, settings.config
+    chip, devices = topology_devices(way.topology)
+    try:
+        if isinstance(way, StyleSettings):
+            advice = "take more chips, --remat, --precision bfloat16 or a smaller --memory or --size"
+            network = dataclasses.replace(NETWORKS[way.features], dtype=way.precision, remat=way.remat)
+            found = plan_style(network, cfg, (cfg.size, cfg.size), devices)
+            unit = f"an evaluation of {cfg.size} x {cfg.size} pixels, {way.features} in {way.precision}"
+        else:
+            advice = "take more chips, --shard-state, --dtype bfloat16 or a smaller --batch-size"
+            shared = {name: getattr(way, name) for name in ("batch_size", "shard_state", "shard_devices")}
+            found = plan_training(runs.find_method(name), cfg, train.Loop(**shared), devices)
+            unit = f"a training step of {way.batch_size} images"
+    except DoesNotFitError as error:
+        raise UserError(f"{error}: {advice}") from error
+    print(report(found, chip, unit))
+    check_memory(found, chip, advice)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the compiler says
+
+
 def topology_devices(name: str) -> tuple[Chip, list[Any]]:
     """The chips of a topology such as "v5e:2x4". UserError for one that there is not, or without libtpu."""
     version, _, shape = name.partition(":")
@@ -69,6 +133,7 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
     # libtpu would ask the network, for minutes, what machine this is.
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{version}-8")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile: there is no chip to fight for
     from jax.experimental import topologies
 
     try:
@@ -83,11 +148,12 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
         raise UserError(f"there is no topology {name}: {first_line(error)}") from error
 
 
-def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Iterable[Any]) -> Plan:
-    """One training step of a method as `train.run` compiles it, with streamed images."""
-    mesh = Mesh(np.asarray(list(devices)), (train.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
-    if loop.batch_size % mesh.size:
-        raise UserError(f"--batch-size {loop.batch_size} cannot be divided among {mesh.size} chips")
+def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Sequence[Any]) -> Plan:
+    """One training step of a method as `train.run` compiles it, with streamed images, for devices of any platform.
+
+    Raises DoesNotFitError, and UserError for devices that cannot share the batch or the state.
+    """
+    mesh = train.mesh_of(devices, loop)
     loop = dataclasses.replace(loop, data_on_device="no", steps_per_dispatch=1)
     cfg = dataclasses.replace(cfg, channels=cfg.channels or 3)  # which training learns from its images
     shape = (cfg.image_size, cfg.image_size, cfg.channels)
@@ -98,17 +164,20 @@ def plan_training(method: ModuleType, cfg: Any, loop: train.Loop, devices: Itera
     source = data.Source("no images", shape, np.dtype(np.uint8), None, None, unread)
     feed = train.Feed(data.Batches(source, train.images_per_step(method, cfg, loop), loop.seed), loop, mesh)
     key = jax.random.key(loop.seed)
-    with layers.compiling_for("tpu"):
+    with layers.compiling_for(devices[0].platform):
         abstract = train.abstract_state(method, cfg, key, loop, mesh)
         advance = train.make_advance(method, cfg, key, loop, mesh, abstract, feed)
         stored, chunk = feed.abstract()
         scalar = jax.ShapeDtypeStruct((), np.int32)
-        return _plan(advance.lower(abstract, stored, chunk, scalar, scalar).compile(), mesh.size)
+        return _plan(advance.lower(abstract, stored, chunk, scalar, scalar), mesh.size)
 
 
-def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices: Iterable[Any]) -> Plan:
-    """One evaluation of an image of (h, w) pixels whose rows the chips share: loss and gradient."""
-    mesh = Mesh(np.asarray(list(devices)), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices: Sequence[Any]) -> Plan:
+    """One evaluation of an image of (h, w) pixels whose rows the chips share: loss and gradient.
+
+    Raises DoesNotFitError, and ValueError for an image that cannot be cut so.
+    """
+    mesh = Mesh(np.asarray(devices), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     canvas = gatys.canvas_of(shape, network, cfg, mesh)
 
     def array(shape: tuple[int, ...], rows: int | None = None, dtype: Any = jnp.float32) -> Any:
@@ -117,7 +186,7 @@ def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices:
 
     params = jax.tree.map(lambda x: array(x.shape), jax.eval_shape(network.init, jax.random.key(0)))
     image = jax.ShapeDtypeStruct((1, *canvas.shape, 3), jnp.float32)
-    with layers.compiling_for("tpu"):
+    with layers.compiling_for(devices[0].platform):
         taps: Any = jax.eval_shape(lambda params, x: network.apply(params, x, cfg.layers), params, image)
         features = {layer: x.shape[1:] for layer, x in taps.items()}
         content = {layer: array(features[layer], 0, taps[layer].dtype) for layer in cfg.content_layers}
@@ -134,13 +203,19 @@ def plan_style(network: VGG, cfg: gatys.Config, shape: tuple[int, int], devices:
             canvas=canvas,
         )
         lowered = gatys.evaluate.lower(network, params, targets, array((*canvas.shape, 3), 0), cfg)
-        plan = _plan(lowered.compile(), mesh.size)
+        plan = _plan(lowered, mesh.size)
     # The optimizer's memory lies beside it: images, of which each chip has its rows.
     pixels = canvas.shape[0] * canvas.shape[1] // mesh.size
     return dataclasses.replace(plan, arguments=plan.arguments + memory.images_kept(cfg) * memory.PIXEL * pixels)
 
 
-def _plan(compiled: Any, chips: int) -> Plan:
+def _plan(lowered: Any, chips: int) -> Plan:
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFitError(f"a chip has too little memory ({first_line(error)})") from error
     planned, cost = compiled.memory_analysis(), compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     return Plan(

@@ -151,6 +151,24 @@ def joined(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
+def on_local_arrays(function: Callable, mesh: Mesh) -> Callable:
+    """A function of global arrays from one, such as `pmap`'s, that takes and returns what each process has of them.
+
+    All global arrays, and all results, are whole on every device; no value is copied.
+    """
+    from jax.experimental import multihost_utils
+
+    def local(x: Any) -> Any:
+        is_global = isinstance(x, jax.Array) and not x.is_fully_addressable
+        return multihost_utils.global_array_to_host_local_array(x, mesh, PartitionSpec()) if is_global else x
+
+    def call(*args: Any) -> Any:
+        results = function(*jax.tree.map(local, args))
+        return multihost_utils.host_local_array_to_global_array(results, mesh, PartitionSpec())
+
+    return call
+
+
 def decided_by_first(decide: Callable[[], int]) -> int:
     """What the first process decides, known to all; an exception there has all of them leave."""
     if not several():
@@ -179,7 +197,7 @@ def agree(values: Callable[[], list[int]], mesh: Mesh) -> Callable[[], list[int]
     if not several():
         return values
     votes = np.tile(np.asarray(values(), np.int32), (len(mesh.local_devices), 1))
-    by_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    by_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     largest = _largest(mesh)(jax.make_array_from_process_local_data(by_device, votes))
     return lambda: np.asarray(largest).tolist()
 

@@ -1,11 +1,13 @@
 """`ganstyle stylize`: pictures in, pictures out, with a progress bar, a trace and intermediate pictures."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
 import math
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +45,9 @@ class Settings:
     init_image: Path | None = None  # picture to begin with, instead of --init
     # what several devices share: the pictures of a folder, or the rows of each picture
     parallel: Literal["pictures", "rows", "none"] = "pictures"
+    # devices that share the rows of a picture, by default all; with fewer, each team of so many makes other pictures of
+    # a folder
+    rows: int | None = None
     batch: int = 4  # pictures of a folder that a device makes at once, fewer where memory is short
     seed: int = 0  # of the noise that --init noise and style begin with
     # keep the picture in the folder OUT.steps whenever at least so many evaluations have passed
@@ -85,20 +90,54 @@ def run(content: Path, styles: tuple[Path, ...], cfg: gatys.Config, settings: Se
     orders = plan(content, styles, cfg, settings)
     network, params = load_network(cfg, settings)
     if settings.parallel == "rows":
-        devices = jax.devices()
+        teams = teams_of(jax.devices(), settings.rows)
     else:  # every process makes its own pictures
         orders = orders[jax.process_index() :: jax.process_count()]
-        devices = jax.local_devices() if settings.parallel == "pictures" else jax.local_devices()[:1]
+        teams = [jax.local_devices() if settings.parallel == "pictures" else jax.local_devices()[:1]]
     read = functools.cache(read_picture)  # what pictures that are made together share is read once for them
     groups = survey(orders, cfg, network, settings, read if len(orders) == 1 else read_picture)
-    ways = {shape: fit(network, cfg, shape, len(group), settings, devices) for shape, group in groups.items()}
+    ways = {shape: fit(network, cfg, shape, len(group), settings, teams) for shape, group in groups.items()}
+    batches: list[tuple[gatys.Config, list[Order]]] = []
     for shape, group in groups.items():
         fitted, count = ways[shape]
-        for i in range(0, len(group), count):
-            pieces = [prepare(order, settings, read) for order in group[i : i + count]]
+        batches += [(fitted, group[i : i + count]) for i in range(0, len(group), count)]
+
+    def work(number: int, stop: threading.Event) -> None:
+        for fitted, batch in batches[number :: len(teams)]:
+            pieces = [prepare(order, settings, read) for order in batch]
             read.cache_clear()
-            make(pieces, network, params, fitted, settings, devices)
+            make(pieces, network, params, fitted, settings, teams[number], number, stop)
+
+    mine = [i for i, team in enumerate(teams) if any(x.process_index == jax.process_index() for x in team)]
+    side_by_side([functools.partial(work, number) for number in mine])
     return [order.out for order in orders]
+
+
+def teams_of(devices: Sequence[Any], rows: int | None) -> list[Sequence[Any]]:
+    """The devices in teams of `rows` neighbours, or in one; UserError where they cannot be cut so."""
+    if rows is None:
+        return [devices]
+    of_process = len(devices) // jax.process_count()
+    if rows < 2 or len(devices) % rows or (rows % of_process and of_process % rows):
+        each = f", {of_process} of each process" if processes.several() else ""
+        raise UserError(f"--rows must be at least 2 and divide the {len(devices)} devices{each}, got {rows}")
+    return [devices[i : i + rows] for i in range(0, len(devices), rows)]
+
+
+def side_by_side(works: Sequence[Callable[[threading.Event], None]]) -> None:
+    """Does all of it, each in a thread. What one raises, or Ctrl-C, sets the event, upon which the others must end."""
+    stop = threading.Event()
+    if len(works) == 1:
+        works[0](stop)
+        return
+    with concurrent.futures.ThreadPoolExecutor(len(works)) as pool:
+        futures = [pool.submit(work, stop) for work in works]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,6 +192,8 @@ def check_numbers(settings: Settings, styles: int) -> None:
         if not finite or not sum(settings.style_weights) > 0:
             listed = " ".join(f"{weight:g}" for weight in settings.style_weights)
             raise UserError(f"--style-weights must be 0 or more, one of them more, got {listed}")
+    if settings.rows is not None and settings.parallel != "rows":
+        raise UserError(f"--rows belongs to --parallel rows, got {settings.rows} with --parallel {settings.parallel}")
     for name, least, most in (("batch", 1, math.inf), ("save_every", 1, math.inf), ("seed", 0, 2**32 - 1)):
         if (value := getattr(settings, name)) is not None and not least <= value <= most:
             accepted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
@@ -280,11 +321,11 @@ def fit(
     shape: tuple[int, int],
     count: int,
     settings: Settings,
-    devices: Sequence[Any],
+    teams: Sequence[Sequence[Any]],
 ) -> tuple[gatys.Config, int]:
-    """The configuration for `count` images of (h, w), in tiles if need be, and how many to make at once."""
-    rows = len(devices) if settings.parallel == "rows" else 1
-    used = devices if rows > 1 else devices[:count]
+    """The configuration for `count` images of (h, w), in tiles if need be, and how many a team makes at once."""
+    rows = len(teams[0]) if settings.parallel == "rows" else 1
+    used = [device for team in teams for device in team] if rows > 1 else teams[0][:count]
     try:
         here = [device for device in used if device.process_index == jax.process_index()]
         free = memory.available(here)
@@ -308,17 +349,30 @@ def make(
     cfg: gatys.Config,
     settings: Settings,
     devices: Sequence[Any],
+    team: int,
+    stop: threading.Event,
 ) -> None:
-    """Pictures that come to the same shape, in one program, and the files of each."""
+    """Pictures that come to the same shape, in one program, and the files of each.
+
+    team: the number of these devices, for the place of the progress bar. stop: set where nobody wants them any more.
+    """
     key = jax.random.key(settings.seed)
-    with Journal(cfg, settings, pieces) as journal:
+    # Of a picture that processes share, one writes.
+    writes = devices[0].process_index == jax.process_index()
+
+    def record(progress: list[gatys.Progress]) -> None:
+        if stop.is_set():
+            raise RuntimeError("another picture has failed")
+        journal.record(progress)
+
+    with Journal(cfg, settings, pieces, writes, team) as journal:
         if len(pieces) == 1:
             job = pieces[0].job
             made = [
                 gatys.stylize(
                     key,
                     *(job.content, job.styles, cfg, network, params, job.style_weights, job.init_image),
-                    lambda progress: journal.record([progress]),
+                    lambda progress: record([progress]),
                     *(job.content_masks, job.style_masks),
                     devices if settings.parallel == "rows" else None,
                     settings.run_dir is not None,
@@ -326,15 +380,17 @@ def make(
             ]
         else:
             jobs = [piece.job for piece in pieces]
-            made = gatys.stylize_many(key, jobs, cfg, network, params, journal.record, devices[: len(jobs)])
+            made = gatys.stylize_many(key, jobs, cfg, network, params, record, devices[: len(jobs)])
     journal.write(made)
 
 
 class Journal:
     """The progress bar while pictures are made together, and all files that are written of them."""
 
-    def __init__(self, cfg: gatys.Config, settings: Settings, pieces: Sequence[Piece]):
-        self.cfg, self.settings, self.pieces = cfg, settings, pieces
+    def __init__(
+        self, cfg: gatys.Config, settings: Settings, pieces: Sequence[Piece], writes: bool = True, place: int = 0
+    ):
+        self.cfg, self.settings, self.pieces, self.writes, self.place = cfg, settings, pieces, writes, place
         self.started = time.perf_counter()
         self.steps: list[list[dict[str, Any]]] = [[] for _ in pieces]
         self.resets: list[dict[tuple[int, int], int]] = [{} for _ in pieces]  # failed line searches by size
@@ -342,13 +398,12 @@ class Journal:
         self.own = [piece.content for piece in pieces]  # the contents, at the present size where that was asked for
         self.frames: list[np.ndarray] = []
         self.saved = self.kept = 0  # evaluations at the last picture in OUT.steps and in the run folder
-        self.writes = settings.parallel != "rows" or processes.is_first()  # of a picture that processes share, one does
 
     def __enter__(self) -> "Journal":
         from tqdm import tqdm
 
         shown = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        self.bar = tqdm(total=100, unit="%", bar_format=shown, disable=not self.writes)
+        self.bar = tqdm(total=100, unit="%", bar_format=shown, position=self.place, disable=not self.writes)
         if self.settings.run_dir is not None and self.writes:
             begin_run(self.settings.run_dir, self.pieces[0], self.cfg, self.settings)
         return self

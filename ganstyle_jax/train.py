@@ -24,7 +24,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -62,6 +62,9 @@ class Loop:
     # each device keeps its part of the weights and of the optimizer's state, and fetches the rest when it needs it
     # (fully sharded data parallelism): for networks too large for one device
     shard_state: bool = False
+    # devices that have the state between them with shard_state; by default all. With fewer, each group of so many has
+    # all of it: the more groups, the less is fetched from far away
+    shard_devices: int | None = None
     devices: int | None = None  # how many devices to use; by default all
     steps_per_dispatch: int = 64  # most steps that the device is sent at a time
     data_on_device: Literal["auto", "yes", "no"] = "auto"  # auto: sets up to 1 GiB, decoded once; others stream
@@ -93,6 +96,8 @@ class Loop:
             raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
         if self.shard_state and self.parallel == "pmap":
             raise ValueError("shard_state needs parallel jit, got pmap, where every device has all of the state")
+        if self.shard_devices is not None and not self.shard_state:
+            raise ValueError(f"shard_devices belongs to shard_state, got {self.shard_devices} without it")
         if self.profile is not None:
             self.profile_range()
 
@@ -308,28 +313,43 @@ def _train(
 
 
 def make_mesh(loop: Loop) -> jax.sharding.Mesh:
-    """A mesh of one axis over the first `loop.devices` devices; UserError where the batch cannot be divided."""
+    """The mesh over the first `loop.devices` devices; UserError where they cannot share the batch or the state."""
     devices = jax.devices()
-    if processes.several() and loop.parallel == "pmap":
-        raise UserError("--parallel pmap is for one process: leave it out, jit does the same on several")
     if processes.several() and loop.devices not in (None, len(devices)):
         raise UserError(f"--devices is for one process; the {jax.process_count()} together have {len(devices)}")
     if loop.devices is not None and not 1 <= loop.devices <= len(devices):
         raise UserError(f"--devices must be from 1 to the {len(devices)} that are here, got {loop.devices}")
-    devices = devices[: loop.devices]
+    return mesh_of(devices[: loop.devices], loop)
+
+
+def mesh_of(devices: Sequence[Any], loop: Loop) -> jax.sharding.Mesh:
+    """These devices, whose last axis shares the state if anything does and of which all axes share the batch.
+
+    One axis, or two for `loop.shard_devices`: groups, and the neighbours in each. UserError where they cannot share.
+    """
     if loop.batch_size % len(devices):
         raise UserError(
             f"--batch-size {loop.batch_size} cannot be divided among {len(devices)} devices: "
-            f"choose a multiple of {len(devices)}, or fewer --devices"
+            f"choose a multiple of {len(devices)}, or fewer devices"
         )
-    return jax.sharding.Mesh(np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    if loop.shard_devices is None:
+        return jax.sharding.Mesh(np.asarray(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    if loop.shard_devices < 1 or len(devices) % loop.shard_devices:
+        raise UserError(f"--shard-devices {loop.shard_devices} must divide the number of devices, {len(devices)}")
+    groups = np.asarray(devices).reshape(-1, loop.shard_devices)
+    return jax.sharding.Mesh(groups, ("groups", AXIS), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def by_batch(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """How chunks (rows, batch, ...) lie on the devices."""
+    return NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
 
 
 def abstract_state(method: ModuleType, cfg: Any, key: jax.Array, loop: Loop, mesh: jax.sharding.Mesh) -> Any:
     """The state's shapes and types, and how it lies on the devices: whole on each, or cut with `shard_state`."""
 
     def placed(x):
-        axes = [axis for axis in range(x.ndim) if x.shape[axis] % mesh.size == 0]
+        axes = [axis for axis in range(x.ndim) if x.shape[axis] % mesh.shape[AXIS] == 0]
         cut = loop.shard_state and x.size >= SMALLEST_CUT and axes
         longest = max(axes, key=lambda axis: x.shape[axis]) if cut else None
         spec = PartitionSpec(*(AXIS if axis == longest else None for axis in range(x.ndim))) if cut else PartitionSpec()
@@ -381,7 +401,7 @@ def make_advance(
         return lax.fori_loop(0, count, body, (state, log))
 
     if loop.parallel == "jit":
-        replicated, by_batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, AXIS))
+        replicated = NamedSharding(mesh, PartitionSpec())
 
         # The key is closed over, not an argument: it is the same for all steps.
         def advance(state, stored, chunk, start, count):
@@ -389,11 +409,11 @@ def make_advance(
 
         return jax.jit(
             advance,
-            in_shardings=(shardings_of(abstract), replicated, by_batch, replicated, replicated),
+            in_shardings=(shardings_of(abstract), replicated, by_batch(mesh), replicated, replicated),
             out_shardings=(shardings_of(abstract), replicated),
             donate_argnums=0,
         )
-    return jax.pmap(
+    mapped = jax.pmap(
         lambda state, stored, chunk, start, count: steps(state, stored, chunk, start, count, AXIS),
         axis_name=AXIS,
         in_axes=(None, None, 1, None, None),  # the chunk is (rows, devices, batch / devices, ...)
@@ -401,6 +421,7 @@ def make_advance(
         devices=list(mesh.devices),
         donate_argnums=0,
     )
+    return processes.on_local_arrays(mapped, mesh) if processes.several() else mapped
 
 
 class Feed:
@@ -442,7 +463,7 @@ class Feed:
         """Shapes of what `load` and the chunks give."""
         source = self.batches.source
         batch = (self.batches.batch_size,)
-        rows = (self.rows, len(self.mesh.devices), batch[0] // len(self.mesh.devices))
+        rows = (self.rows, self.mesh.size, batch[0] // self.mesh.size)
         rows = rows if self.loop.parallel == "pmap" else (self.rows, *batch)
         spec = jax.ShapeDtypeStruct
         image, labels = (source.image_shape, source.dtype), source.label_names is not None
@@ -479,11 +500,11 @@ class _Chunks:
             rows = np.zeros((feed.rows, *first.shape), first.dtype)
             for i, batch in enumerate(batches):
                 rows[i] = batch[name]
-            if feed.loop.parallel == "pmap":
-                devices = len(feed.mesh.devices)
-                rows = rows.reshape(feed.rows, devices, first.shape[0] // devices, *first.shape[1:])
             chunk[name] = rows
-        return processes.joined(chunk, NamedSharding(feed.mesh, PartitionSpec(None, AXIS)))
+        if feed.loop.parallel == "pmap":  # which takes what this process has
+            here = len(feed.mesh.local_devices)
+            return {name: x.reshape(feed.rows, here, x.shape[1] // here, *x.shape[2:]) for name, x in chunk.items()}
+        return processes.joined(chunk, by_batch(feed.mesh))
 
 
 def with_weights_of(init_from: Path, method: ModuleType, cfg: Any, state: Any) -> Any:

@@ -222,3 +222,60 @@ def test_parity_refuses_a_step_that_changes_nothing():
     for sides in ((good, bad), (bad, good), (bad, bad)):
         with pytest.raises(UserError, match="update differs"):
             bench.parity_errors(*sides, bench.ROUGH_TOLERANCES, "eager")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All comparisons by one command
+
+
+def test_ratios_are_of_times_whatever_the_unit():
+    script = load_script("bench/against_pytorch")
+    slower = script.Row("a step", "ms", ours=0.3, published=0.2, tuned=0.1, tuned_by="compiled")
+    assert (slower.ratio(slower.published), slower.ratio(slower.tuned)) == pytest.approx((1.5, 3.0))
+    faster = script.Row("pictures", "images/s", ours=300.0, published=None, tuned=150.0, tuned_by="DataLoader")
+    assert (faster.ratio(faster.published), faster.ratio(faster.tuned)) == (None, 0.5)
+    made = script.row("a step", "ms", {"ours": 0.3, "published": 0.4, "eager": 0.2, "default": 0.25}, "published")
+    assert made == script.Row("a step", "ms", 0.3, 0.4, 0.2, "eager")
+    machine = {"gpus": [], "cpu": "a CPU", "cores": 2, "load_average": 0.1}
+    about = {"machine": machine, "versions": {"jax": "1", "torch": "2"}, "date": "2026-01-01T", "commit": "abc"}
+    lines = script.markdown([slower, faster], about).splitlines()
+    assert "a CPU, 2 cores; JAX 1, PyTorch 2; 2026-01-01, commit abc; load before the start 0.1." in lines
+    assert "| a step | ms | 300 | 200 | 100 (compiled) | 1.50 | 3.00 |" in lines
+    assert "| pictures | images/s | 300 |  | 150 (DataLoader) |  | 0.50 |" in lines
+
+
+@pytest.mark.slow
+def test_all_comparisons_by_one_command(torch_installed, tmp_path):
+    command = [sys.executable, str(SCRIPT.with_name("against_pytorch.py")), "--quick", "--no-compiled"]
+    command += ["--json", str(tmp_path / "all.json"), "--markdown", str(tmp_path / "all.md")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "all.json").read_text())
+    assert list(record["parts"]) == ["step", "evaluation", "pipeline", "checkpoint", "start"]
+    assert len(record["rows"]) == 8 and all(of["ours"] > 0 and of["tuned"] > 0 for of in record["rows"])
+    with_published = [of for of in record["rows"] if of["published"]]
+    assert len(with_published) == 7
+    assert all(of["tuned"] <= of["published"] for of in with_published)  # the best of all counts
+    assert list(record["parts"]["step"][0]["contestants"]) == ["ours", "eager", "published"]
+    assert {*record["parts"]["start"]} == {
+        f"{m}, {s}" for m in ("ours", "published", "eager") for s in ("cold", "warm")
+    }
+    assert (tmp_path / "all.md").read_text() in done.stdout
+    assert record["versions"]["torch"] and record["machine"]["cores"] >= 1
+
+
+def test_steps_as_published_and_as_timed_are_the_same(torch):
+    """But for the order of sums, which makes no difference in float64."""
+    import torch_dcgan
+
+    made = []
+    for step in (torch_dcgan.train_step, torch_dcgan.published_step):
+        torch.manual_seed(0)
+        networks = [torch_dcgan.Generator(16, 3, 8, 4).double(), torch_dcgan.Discriminator(16, 3, 4).double()]
+        optimizers = [torch_dcgan.adam(network) for network in networks]
+        images, z = torch.rand(4, 3, 16, 16, dtype=torch.double) * 2 - 1, torch.randn(4, 8, dtype=torch.double)
+        losses = [step(*networks, *optimizers, images, z) for _ in range(2)]
+        made.append([*(x for pair in losses for x in pair), *(x for of in networks for x in of.state_dict().values())])
+    for one, other in zip(*made, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-6, atol=1e-8)

@@ -191,6 +191,28 @@ def test_kills_at_a_tiny_size(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "kills.json").read_text())["sha256_killed"] == record["sha256_undisturbed"]
 
 
+def test_weak_scaling_of_training_is_counted(quick_compile, tmp_path, capsys):
+    script = load_script("weak_scaling")
+    work = ("dcgan jit", "dcgan pmap")
+    small = {"batch": 8, "image_size": 16, "width": 4, "tpu": False, "json": tmp_path / "weak_scaling.json"}
+    record = script.main(script.Settings(counts=(2, 8), work=work, **small))
+    assert json.loads((tmp_path / "weak_scaling.json").read_text())["results"] == record["results"]
+    assert "| dcgan pmap | cpu | 8 |" in capsys.readouterr().out
+    weights = jax.eval_shape(lambda: dcgan.init(jax.random.key(0), dcgan.Config(16, channels=3, width=4)))
+    gradients = 4 * sum(x.size for x in jax.tree.leaves((weights.gen.params, weights.disc.params)))
+    for name in work:
+        two, eight = (of for of in record["results"] if of["work"] == name)
+        assert (two["devices"], eight["devices"]) == (2, 8)
+        # As much work and memory on each of eight as on each of two, but for draws of the whole batch.
+        assert two["flops"] == pytest.approx(eight["flops"], rel=0.15)
+        assert two["state_and_data_bytes"] == pytest.approx(eight["state_and_data_bytes"], rel=0.01)
+        # Gradients are exchanged once, with some statistics and metrics, and no more of it among more devices.
+        assert two["collectives"] == eight["collectives"] and set(eight["collectives"]) == {"all-reduce"}
+        assert gradients <= eight["collectives"]["all-reduce"]["bytes"] < 1.2 * gradients
+    with pytest.raises(UserError, match="--counts must be from 1 to 8, got"):
+        script.main(script.Settings(counts=(9,), tpu=False, json=None))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Style transfer
 

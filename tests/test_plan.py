@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 
 import jax
 import pytest
@@ -77,10 +78,10 @@ def test_training_reduces_each_gradient_once_and_gathers_nothing(chips):
 @pytest.mark.slow
 def test_a_sharded_state_takes_less_of_each_chip(chips):
     cfg = dataclasses.replace(SMALL, width=128)
-    whole, cut = (
-        plan.plan_training(dcgan, cfg, train.Loop(batch_size=8, shard_state=shard), chips) for shard in (False, True)
-    )
+    ways = {"shard_state": False}, {"shard_state": True}, {"shard_state": True, "shard_devices": 2}
+    whole, cut, in_pairs = (plan.plan_training(dcgan, cfg, train.Loop(batch_size=8, **way), chips) for way in ways)
     assert cut.arguments < 0.2 * whole.arguments
+    assert in_pairs.arguments == pytest.approx(whole.arguments / 2, rel=0.1)
     assert "all-gather" in kinds(cut) and "all-gather" not in kinds(whole)  # of weights, when they are needed
 
 
@@ -102,4 +103,7 @@ def test_command(capsys):
     assert "4 chips TPU v5 lite; a training step of 64 images" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["plan", "dcgan", *arguments, "66"])
-    assert "66 cannot be divided among 4 chips" in capsys.readouterr().err
+    assert "66 cannot be divided among 4 devices" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # before there is a program
+        cli.main(["plan", "dcgan", "--topology=v5e:2x2", "--image-size=16", "--width=8", "--batch-size=67108864"])
+    assert re.search(r"a chip has too little memory .*: take more chips, --shard-state", capsys.readouterr().err)

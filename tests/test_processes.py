@@ -104,8 +104,14 @@ def log_lines(run_dir: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "count, options",
-    [(2, []), (4, ["--shard-state", "--data-on-device=yes"])],
-    ids=["2", "4-sharded-resident"],
+    [
+        (2, []),
+        (4, ["--shard-state", "--data-on-device=yes"]),
+        (2, ["--parallel=pmap"]),
+        (2, ["--parallel=pmap", "--data-on-device=yes"]),
+        (2, ["--shard-state", "--shard-devices=2"]),
+    ],
+    ids=["2", "4-sharded-resident", "2-pmap", "2-pmap-resident", "2-sharded-in-groups"],
 )
 def test_processes_compute_what_one_does(place, undisturbed, tmp_path, count, options):
     with Job(

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import struct
+import threading
 import zlib
 
 import jax
@@ -241,6 +242,56 @@ def test_rows_and_tiles_change_nothing(place, tmp_path):
     assert difference(tmp_path / "plain.png", tmp_path / "tiles.png") <= 2
 
 
+@pytest.mark.slow
+def test_teams_of_devices_share_the_rows_of_a_picture_each(place, tmp_path, capsys):
+    """Pictures by rows: two teams of four devices make three pictures of two shapes, each as it would be alone."""
+    out = tmp_path / "teams"
+    teams = ["--parallel=rows", "--rows=4", "--trace"]
+    assert ganstyle(place, place / "many", place / "style.jpg", "-o", out, ADAM, *teams) == 0
+    assert names_in(out) == [f"{name}.{suffix}" for name in "abc" for suffix in ("json", "png")]
+    assert capsys.readouterr().err.count("after 6 evaluations") == 3
+    alone = tmp_path / "alone"
+    assert ganstyle(place, place / "many", place / "style.jpg", "-o", alone, ADAM, "--parallel=none", "--trace") == 0
+    for name in "abc":
+        assert difference(out / f"{name}.png", alone / f"{name}.png") <= 2
+        ours, others = (json.loads((folder / f"{name}.json").read_text())["steps"] for folder in (out, alone))
+        np.testing.assert_allclose(*([step["loss"] for step in steps] for steps in (ours, others)), rtol=1e-5)
+
+
+def test_rows_of_a_team_give_the_loss_and_gradient_of_one_device(x64):
+    """In float64, on devices that are not the first ones."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), TINY.init(jax.random.key(0)))
+    network = dataclasses.replace(TINY, dtype="float64", platform="xla")
+    cfg = gatys.Config(size=70, content_layers=("relu3_1",), style_layers=("relu1_1", "relu2_1"))
+    content, style = (np.random.default_rng(i).uniform(-1, 1, (70, 53, 3)) for i in range(2))
+    found = []
+    for team in (None, *stylize.teams_of(jax.devices(), 4)):
+        mesh = None if team is None else jax.sharding.Mesh(np.asarray(team), ("rows",))
+        targets = gatys.make_targets(network, params, content, [style], cfg, mesh=mesh)
+        value, gradient, _ = gatys.evaluate(network, params, targets, targets.canvas.put(content[::-1]), cfg)
+        assert team is None or gradient.sharding.device_set == set(team)
+        found.append((float(value), targets.canvas.crop(gradient)))
+    for value, gradient in found[1:]:
+        np.testing.assert_allclose(value, found[0][0], rtol=1e-9)
+        np.testing.assert_allclose(gradient, found[0][1], rtol=0, atol=1e-9 * np.abs(found[0][1]).max())
+
+
+def test_what_one_team_raises_ends_the_others():
+    ended = threading.Event()
+
+    def fails(stop):
+        raise UserError("this one")
+
+    def goes_on(stop):
+        assert stop.wait(60)
+        ended.set()
+        raise RuntimeError("not this one")
+
+    with pytest.raises(UserError, match="this one"):
+        stylize.side_by_side([goes_on, fails, goes_on])
+    assert ended.is_set()
+
+
 def test_all_ways_to_compute_at_once(place, tmp_path):
     ways = ["--precision=bfloat16", "--pooling=average", "--remat", "--optimizer=adam", "--averaging=0.5"]
     ways += ["--style-loss=wasserstein", "--init=style", "--trace"]
@@ -380,6 +431,9 @@ PAIR = ["content.png", "style.jpg"]
         ([*PAIR, "--features=none.safetensors"], "there are no weights .*none.safetensors"),
         ([*PAIR, "--features=weights.txt"], "weights.txt"),
         ([*PAIR, "--features=content.png"], "content.png"),
+        ([*PAIR, "--rows=4"], "--rows belongs to --parallel rows, got 4 with --parallel pictures"),
+        ([*PAIR, "--parallel=rows", "--rows=3"], "--rows must be at least 2 and divide the 8 devices, got 3"),
+        ([*PAIR, "--parallel=rows", "--rows=1"], "--rows must be at least 2 and divide the 8 devices, got 1"),
         ([*PAIR, "--tile=16", "--parallel=rows"], "on one device or into rows on several, not both"),
     ],
     ids=lambda x: None if isinstance(x, str) else " ".join(x),

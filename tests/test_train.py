@@ -341,6 +341,23 @@ def test_sharded_state_gives_the_same_and_is_restored_anywhere(pictures, tmp_pat
     assert farthest(state, expected) < 1e-9
 
 
+def test_state_shared_within_groups_is_the_same(pictures, tmp_path):
+    """Two axes: the batch over both, the state over one. Checkpoints know nothing of it."""
+    cfg = small_wgan.Config(latent_dim=16, width=64, dtype="float64")
+    expected = train(tmp_path / "expected", pictures, cfg=cfg)
+    run_dir = tmp_path / "run"
+    for shard_devices, steps in ((2, 4), (4, 8), (8, 12)):
+        grouped = {"devices": 8, "shard_state": True, "shard_devices": shard_devices, "resume": "auto"}
+        state = train(run_dir, pictures, cfg=cfg, steps=steps, **grouped)
+        leaves = [x for x in jax.tree.leaves(state) if x.size >= SMALLEST_CUT]
+        assert leaves and {x.addressable_shards[0].data.size / x.size for x in leaves} == {1 / shard_devices}
+        # Neighbours have different parts, and groups the same ones.
+        first = {shard.device.id: shard.index for shard in leaves[0].addressable_shards}
+        assert len({str(first[i]) for i in range(shard_devices)}) == shard_devices
+        assert first[0] == first[shard_devices % 8]
+    assert farthest(state, expected) < 1e-9
+
+
 def test_finished_run_is_left_as_it_is(pictures, tmp_path, undisturbed, capsys):
     before = snapshot(undisturbed)
     state = train(undisturbed, pictures, resume="auto")
@@ -574,6 +591,11 @@ def test_refuses_to_mix_runs(name, pictures, undisturbed):
         ({"batch_size": 12, "devices": 8}, "--batch-size 12 cannot be divided among 8 devices"),
         ({"devices": 9}, "--devices must be from 1 to the 8 that are here, got 9"),
         ({"devices": 0}, "--devices must be from 1 to the 8 that are here, got 0"),
+        ({"shard_devices": 2}, "shard_devices belongs to shard_state, got 2 without it"),
+        (
+            {"shard_state": True, "shard_devices": 3, "devices": 8},
+            "--shard-devices 3 must divide the number of devices, 8",
+        ),
         ({"init_from": Path("nowhere")}, "nowhere is not a run folder"),
         ({"workers": 0}, "workers must be a number of threads from 1 up, got 0"),
         ({"seed": 2**70}, "seed"),

@@ -74,3 +74,29 @@ def train_step(gen, disc, gen_optimizer, disc_optimizer, images, z):
         p.requires_grad_(True)
     gen_optimizer.step()
     return disc_loss.detach(), gen_loss.detach()
+
+
+def published_step(gen, disc, gen_optimizer, disc_optimizer, images, z):
+    """As `train_step`, but as the common example writes it.
+
+    That is `BCELoss` of a sigmoid, a backward pass for each term, and in the generator's step gradients of the
+    discriminator's weights that are thrown away.
+    """
+    criterion = nn.BCELoss()
+    real, fake_label = (
+        torch.full((len(images),), value, dtype=images.dtype, device=images.device) for value in (1.0, 0.0)
+    )
+
+    disc.zero_grad()
+    real_loss = criterion(torch.sigmoid(disc(images)), real)
+    real_loss.backward()
+    fake = gen(z)
+    fake_loss = criterion(torch.sigmoid(disc(fake.detach())), fake_label)
+    fake_loss.backward()
+    disc_optimizer.step()
+
+    gen.zero_grad()
+    gen_loss = criterion(torch.sigmoid(disc(fake)), real)
+    gen_loss.backward()
+    gen_optimizer.step()
+    return (real_loss + fake_loss).detach(), gen_loss.detach()

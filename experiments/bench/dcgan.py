@@ -6,7 +6,9 @@
 Ours is what `ganstyle train` runs: `train.make_advance` over a set of random uint8 images that lives on the device,
 several steps in one dispatch, state donated. PyTorch runs the networks and the step of tests/torch_dcgan.py with
 channels_last memory, fused Adam and (on a GPU) cuDNN's search for the fastest kernels, eagerly and with `torch.compile`
-of both networks: mode "default", on a GPU "reduce-overhead" (CUDA graphs) too. Both draw new latents in every step.
+of both networks: mode "default", on a GPU "reduce-overhead" (CUDA graphs) too. With `--published` there is one more,
+the common example's step as it was published: contiguous memory, eager, Adam as it is by default, a sigmoid before the
+loss. Both sides draw new latents in every step.
 What favours PyTorch: its images lie ready as floats on the device, ours are picked out of the set and converted in
 every step; and we also average the generator's weights.
 
@@ -68,6 +70,7 @@ class Bench:
     rounds: int = 7  # timings of each contestant
     steps: int | None = None  # training steps in a round; by default 5 on a CPU, 200 on a GPU
     compiled: bool = True  # time torch.compile too, and not eager PyTorch alone
+    published: bool = False  # time the common example as published, too
     sweep: bool = False  # batch 128 and 1024 in float32 and bfloat16, in the place of batch_size and dtype
     json: Path | None = None  # file for the record; a bare name goes into experiments/results/
     torch_python: Path = Path(sys.executable)  # Python interpreter that has PyTorch
@@ -85,9 +88,9 @@ class Bench:
 
     @property
     def torch_modes(self) -> list[str]:
-        """Contestants of PyTorch: eager, or a mode of torch.compile."""
+        """Contestants of PyTorch: eager, as published, or a mode of torch.compile."""
         compiled = {"cpu": ["default"], "gpu": ["default", "reduce-overhead"]}[self.device]
-        return ["eager", *(compiled if self.compiled else [])]
+        return ["eager", *(["published"] if self.published else []), *(compiled if self.compiled else [])]
 
     @property
     def exact(self) -> bool:
@@ -220,7 +223,7 @@ def jax_worker(bench: Bench) -> tuple[dict, dict[str, Callable[..., dict]]]:
 
 
 def torch_worker(mode: str, bench: Bench) -> tuple[dict, dict[str, Callable[..., dict]]]:
-    """(what this is, its commands). mode: "eager", or one of torch.compile."""
+    """(what this is, its commands). mode: "eager", "published", or one of torch.compile."""
     import torch
     import torch_dcgan
     from torch import nn
@@ -252,31 +255,35 @@ def torch_worker(mode: str, bench: Bench) -> tuple[dict, dict[str, Callable[...,
     def prepare(module):
         """The network as it is timed, sharing `module`'s weights."""
         module = Autocast(module) if bench.dtype == "bfloat16" else module
-        return module if mode == "eager" else torch.compile(module, mode=mode, dynamic=False)
+        return module if mode in ("eager", "published") else torch.compile(module, mode=mode, dynamic=False)
+
+    memory = torch.contiguous_format if mode == "published" else torch.channels_last
 
     plain = [
         torch_dcgan.Generator(bench.image_size, 3, 100, bench.width),
         torch_dcgan.Discriminator(bench.image_size, 3, bench.width),
     ]
-    plain = [network.to(device, memory_format=torch.channels_last) for network in plain]
+    plain = [network.to(device, memory_format=memory) for network in plain]
     for network in plain:
         torch_dcgan.initialise(network)
     timed = [prepare(network) for network in plain]
     settings = torch_dcgan.adam(plain[0]).defaults
+    fused = None if mode == "published" else True
     optimizers = [
-        torch.optim.Adam(network.parameters(), lr=settings["lr"], betas=settings["betas"], fused=True)
+        torch.optim.Adam(network.parameters(), lr=settings["lr"], betas=settings["betas"], fused=fused)
         for network in plain
     ]
+    train_step = torch_dcgan.published_step if mode == "published" else torch_dcgan.train_step
     allow_tf32(bench.tf32)
     shape = (bench.batch_size, 3, bench.image_size, bench.image_size)
-    images = (torch.rand(shape, device=device) * 2 - 1).contiguous(memory_format=torch.channels_last)
+    images = (torch.rand(shape, device=device) * 2 - 1).contiguous(memory_format=memory)
 
     def one_step(networks, images, z):
         if mode == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # the last step's tensors may be overwritten
         gen, disc = networks
         gen_optimizer, disc_optimizer = optimizers
-        return torch_dcgan.train_step(gen, disc, gen_optimizer, disc_optimizer, images, z)
+        return train_step(gen, disc, gen_optimizer, disc_optimizer, images, z)
 
     def synchronize() -> None:
         if device.type == "cuda":
@@ -310,7 +317,7 @@ def torch_worker(mode: str, bench: Bench) -> tuple[dict, dict[str, Callable[...,
                 optimizer.state.clear()
 
         allow_tf32(bench.tf32 and not exact)
-        real = inputs["images"].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        real = inputs["images"].permute(0, 3, 1, 2).contiguous(memory_format=memory)
         load_weights()
         # With gradients, as in training: without, torch.compile would make, and we would check, other code.
         fake, logits = (network(x).detach().cpu() for network, x in zip(networks, (inputs["z"], real), strict=True))
@@ -332,9 +339,10 @@ def torch_worker(mode: str, bench: Bench) -> tuple[dict, dict[str, Callable[...,
 
 
 class Worker:
-    """A worker process, as the parent sees it; ended with its block."""
+    """A worker process, as the parent sees it; ended with its block. environment: of its own, beside the parent's."""
 
-    def __init__(self, mode: str, bench: Bench):
+    def __init__(self, mode: str, bench: Bench, environment: dict[str, str] | None = None):
+        own = environment or {}
         self.mode = mode
         self.python = bench.jax_python if mode == machine.OURS else bench.torch_python
         settings = json.dumps(dataclasses.asdict(bench), default=str)
@@ -347,6 +355,7 @@ class Worker:
         environment.pop("JAX_PLATFORMS", None)
         if bench.device == "cpu":
             environment["JAX_PLATFORMS"] = "cpu"
+        environment |= own
         self.process = subprocess.Popen(
             [str(self.python), str(Path(__file__).resolve()), "--worker", mode, settings],
             stdin=subprocess.PIPE,
@@ -513,6 +522,7 @@ def table(results: list[dict], unit: Literal["ms/step", "images/s"]) -> str:
     """Markdown, a row for each result; median, with the range of the rounds for times."""
     modes = list(results[0]["contestants"])
     names = {machine.OURS: "ganstyle_jax", "eager": "PyTorch eager", "default": "PyTorch compiled"}
+    names["published"] = "PyTorch as published"
     names = {mode: names.get(mode, f"PyTorch compiled, {mode}") for mode in modes}
     head = ["image", "batch", "dtype", *(f"{names[mode]}, {unit}" for mode in modes), "ours / best PyTorch (time)"]
 

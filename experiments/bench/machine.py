@@ -89,12 +89,21 @@ def versions(packages: Sequence[str]) -> dict[str, str | None]:
 
 def write_record(path: Path, record: dict[str, Any]) -> Path:
     """Writes the record as JSON and returns where: a bare name goes into experiments/results/."""
+    return write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """As `write_record`."""
     from ganstyle_jax.files import atomic_path
 
-    path = path if path.parent != Path(".") else RESULTS / path
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+    with atomic_path(place(path)) as temporary:
+        temporary.write_text(text)
+    return place(path)
+
+
+def place(path: Path) -> Path:
+    """Where a record goes: a bare name into experiments/results/."""
+    return path if path.parent != Path(".") else RESULTS / path
 
 
 def _output(command: list[str]) -> str:

@@ -60,7 +60,8 @@ class Zipped:
         return np.array(image.resize((self.size, self.size), Image.Resampling.LANCZOS))
 
 
-def main(bench: Bench) -> None:
+def main(bench: Bench) -> dict[str, Any]:
+    """Measures and writes the record, which is returned."""
     try:
         import torch.utils.data
     except ImportError:
@@ -99,6 +100,7 @@ def main(bench: Bench) -> None:
             machine.say(f"{size} pixels, {workers} workers: {shown} images/s; ours over theirs {ratio:.2f}")
     if bench.json is not None:
         machine.say(f"record: {machine.write_record(bench.json, record)}")
+    return record
 
 
 def check_parity(source: data.Source, theirs: Zipped) -> None:
