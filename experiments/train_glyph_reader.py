@@ -117,7 +117,7 @@ def draw_pool(seed: int, count: int) -> dict[str, np.ndarray]:
          (0.05, 16, "night")]
     ):  # fmt: skip
         drawn = draw_glyphs(seed + 10 * i, round(share * count), size, **KINDS[kind])
-        images = glyph_reader.resize(drawn["image"])
+        images = glyph_reader.resize(jnp.asarray(drawn["image"]))
         colours = np.concatenate([drawn["colour"], drawn["ground"]], axis=1) * 2 - 1
         parts.append(
             {

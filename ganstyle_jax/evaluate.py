@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -202,7 +203,7 @@ def look_at_source(
     What is kept is an .npz with mu and sigma, as pytorch-fid reads them, and features and logits beside them.
     """
     shown, about = images_of(spec, network, settings.real_count, settings.seed, image_size, channels)
-    if {"sliced_wasserstein", "ms_ssim", "glyphs"} & set(settings.metrics):  # they want the images themselves
+    if {"sliced_wasserstein", "ms_ssim"} & set(settings.metrics):  # they want the images themselves
         return look(shown, about, network, settings)
     identity = [network.protocol, about, settings.seed, channels, fingerprint(spec), needs_features(settings)]
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -211,9 +212,13 @@ def look_at_source(
         with np.load(path, allow_pickle=False) as file:
             gaussian = distances.Gaussian(file["mu"], file["sigma"], int(file["count"]))
             return Seen(gaussian, file.get("features"), file.get("logits"), None, [], about)
-    except (OSError, ValueError, KeyError, UserError):  # not there, or cut off
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, UserError):  # not there, or damaged
         seen = look(shown, about, network, settings)
-    arrays = {"mu": seen.gaussian.mean, "sigma": seen.gaussian.covariance, "count": np.array(seen.gaussian.count)}
+    arrays: dict[str, Any] = {
+        "mu": seen.gaussian.mean,
+        "sigma": seen.gaussian.covariance,
+        "count": np.array(seen.gaussian.count),
+    }
     arrays |= {} if seen.features is None else {"features": seen.features}
     arrays |= {} if seen.logits is None else {"logits": seen.logits}
     with atomic_path(path) as temporary:

@@ -121,6 +121,7 @@ def test_what_was_seen_before_is_not_looked_at_again_until_it_changes(tmp_path, 
     chosen = settings(mine, metrics=("fid", "kid"))
     network = evaluate.network_of(chosen)
     first = evaluate.look_at_source(str(path), network, chosen, None, None)
+    assert first.features is not None
     with monkeypatch.context() as patch:
         patch.setattr(features, "extract", None)  # whoever looks, fails
         again = evaluate.look_at_source(str(path), network, chosen, None, None)
@@ -128,6 +129,7 @@ def test_what_was_seen_before_is_not_looked_at_again_until_it_changes(tmp_path, 
     np.testing.assert_array_equal(again.gaussian.covariance, first.gaussian.covariance)
     saved(path, random_images(30, 7))
     changed = evaluate.look_at_source(str(path), network, chosen, None, None)
+    assert changed.features is not None
     assert np.abs(changed.features - first.features).max() > 0.1
 
 

@@ -43,7 +43,7 @@ def run_style(files: Sequence[Path], out: Path, features: str, settings: style.S
 
     features: name or file of the network's weights. Raises UserError for files and networks that cannot be used.
     """
-    network, params = weights.load(features)
+    network, params = weights.load_for_style(features)
     try:
         network.check(gatys.STYLE_LAYERS)
     except ValueError as error:

@@ -516,7 +516,7 @@ TSNE_STEPS = 750
 
 def features_of(pictures: np.ndarray) -> np.ndarray:
     """(n, h, w, c) to (n, 4096): relu3_1 of the compact network, place by place, of pictures at 32 pixels."""
-    network, params = weights.load("compact")
+    network, params = weights.load_for_style("compact")
     apply = jax.jit(lambda x: network.apply(params, x, ("relu3_1",))["relu3_1"].reshape(len(x), -1))
     small = np.stack([images.resize(picture, (32, 32)) for picture in pictures.astype(np.float32)])
     small = np.repeat(small, 3, -1) if small.shape[-1] == 1 else small

@@ -32,6 +32,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ganstyle_jax import data, glyph_reader, vgg, weights
+from ganstyle_jax.alexnet import AlexNet
 from ganstyle_jax.files import UserError, atomic_path, first_line
 from ganstyle_jax.inception import InceptionV3
 from ganstyle_jax.metrics.distances import Gaussian, Moments
@@ -187,6 +188,8 @@ def feature_network(spec: str, resize: Resize | None = None) -> FeatureNetwork:
         digest = _digest(params)
     else:
         network, params = weights.load("inception-fid" if name == "inception" else name)
+        if isinstance(network, weights.LpipsHeads):
+            raise UserError(f"{name} has the linear heads of LPIPS, which give no features; features are {SPECS}")
         digest = _digest(params)
         if isinstance(network, InceptionV3) and size is None:
             size = INCEPTION_SIZE
@@ -203,7 +206,7 @@ def feature_network(spec: str, resize: Resize | None = None) -> FeatureNetwork:
 
 
 def _of_network(
-    name: str, network: weights.Network, spec: str, resize: Resize | None, size: int | None
+    name: str, network: vgg.Network | InceptionV3 | AlexNet, spec: str, resize: Resize | None, size: int | None
 ) -> tuple[str, Callable, int]:
     """Its name with the taps, what computes their means, and how many there are."""
     logits = ("logits_unbiased",) if isinstance(network, InceptionV3) and spec in ("", "pool3") else ()
