@@ -2,8 +2,12 @@
 
 Paper: none; Heusel et al. 2017 (arXiv:1706.08500, figure 3) looked at FID under noise, blur and others.
 Data: glyphs, drawn on the spot, in colour, 32 pixels; the real ones and the damaged ones share none.
-Hardware and time: TIME.
-Expected: experiments/results/metric_behaviour.json and docs/metric_behaviour.png. EXPECTED
+Hardware and time: two CPU cores (Intel Xeon), about 4 minutes of their time; 15 minutes beside much other work.
+Expected: experiments/results/metric_behaviour.json and docs/metric_behaviour.png. FID and KID rise at every step of
+    every damage in both networks, but noise up to 0.1, which the reader was trained with, hardly moves its own. Two
+    sets of 1,000, 5,000 and 10,000 real glyphs are 1.41, 0.27 and 0.14 apart by FID in the reader's features (noise of
+    0.8: 31, 20 of 34 classes: 5.6), of 1,000 and 5,000 in the compact network's 0.23 and 0.05; KID is 0 within its
+    spread. The classes found are exactly those that are there; coverage is within 0.005 of the share that is left.
 Command: python experiments/metric_behaviour.py --plot docs/metric_behaviour.png
 
 Features are those of the reader of glyphs (128 numbers) and, pooled over the picture, of the compact perceptual
@@ -238,29 +242,29 @@ def plot(record: dict[str, Any], path: Path) -> None:
         axis.set_title(title)
         axis.set_xlabel(label)
         axis.set_xticks(range(len(rows)), [f"{row[key]:g}" for row in rows])
-        axis.set_ylim(-0.05, 1.05)
     for axis, name, damage in ((axes[0], "noise", noisy), (axes[1], "blur", blurred)):
         glyph = glyphs.draw(REAL_SEED, 11, IMAGE_SIZE)["image"][None]
         rows = record["reader"][name]
         for i, row in enumerate(rows):
-            inset = axis.inset_axes((i - 0.42, 0.86, 0.84, 0.17), transform=axis.transData)
+            inset = axis.inset_axes((i - 0.42, 1.07, 0.84, 0.2), transform=axis.transData)
             inset.imshow(damage(glyph, row["level"])[0])
             inset.set_axis_off()
-        axis.set_ylim(-0.05, 1.08)
     axes[0].set_ylabel("distance from real glyphs, over its largest")
     axes[2].legend(loc="upper left", fontsize=8)
     shares = [row["share_kept"] for row in record["coverage"]]
-    axes[3].plot([0, 1], [0, 1], color="0.7", linewidth=1, label="share of real glyphs")
+    axes[3].plot([0, 1], [0, 1], color="0.7", linewidth=1, label="what should be")
     axes[3].plot(shares, [row["coverage"] for row in record["coverage"]], "o-", color="#2d7d46", label="coverage")
     found = [row["covered"] / row["classes"] for row in record["modes"]]
     there = [row["kept"] / row["classes"] for row in record["modes"]]
     axes[3].plot(there, found, "D", color="#7a3a8c", label="classes found")
     axes[3].set_title("Coverage")
-    axes[3].set_xlabel("share of classes that is left")
+    axes[3].set_xlabel("share of glyphs or classes that is left")
     axes[3].legend(loc="upper left", fontsize=8)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
+        axis.set_ylim(-0.05, 1.3)  # room for the glyphs
+        axis.set_yticks(np.linspace(0, 1, 6))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
