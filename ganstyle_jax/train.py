@@ -37,7 +37,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ganstyle_jax import data as data_module
 from ganstyle_jax import images as image_files
-from ganstyle_jax import processes, runs
+from ganstyle_jax import layers, processes, runs
 from ganstyle_jax.checkpoints import Checkpoints, all_finite
 from ganstyle_jax.files import UserError
 
@@ -378,7 +378,8 @@ def make_advance(
 
         # The key is closed over, not an argument: it is the same for all steps.
         def advance(state, stored, chunk, start, count):
-            return steps(state, stored, chunk, start, count, None)
+            with layers.gathering(replicated) if loop.shard_state else contextlib.nullcontext():
+                return steps(state, stored, chunk, start, count, None)
 
         return jax.jit(
             advance,
