@@ -348,6 +348,28 @@ def pmean(tree, axis_name: str | None):
     return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
+_whole: contextvars.ContextVar[jax.sharding.Sharding | None] = contextvars.ContextVar("whole", default=None)
+
+
+@contextlib.contextmanager
+def gathering(whole: jax.sharding.Sharding) -> Iterator[None]:
+    """Within it, `gathered` brings weights of which each device keeps a part together, as the sharding says."""
+    token = _whole.set(whole)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def gathered(params):
+    """Weights as a network is to compute with them: whole, where each device keeps a part; else the identity.
+
+    Without it the compiler may compute each part's share of the result, for the global batch, instead.
+    """
+    whole = _whole.get()
+    return params if whole is None else lax.with_sharding_constraint(params, whole)
+
+
 def global_draw(draw: Callable[[Sequence[int]], jax.Array], shape: Sequence[int], axis_name: str | None) -> jax.Array:
     """This device's part, of the given shape, of a draw for the global batch: the same numbers on any device count.
 

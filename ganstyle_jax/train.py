@@ -36,7 +36,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ganstyle_jax import data as data_module
-from ganstyle_jax import evaluate, processes, runs
+from ganstyle_jax import evaluate, layers, processes, runs
 from ganstyle_jax import images as image_files
 from ganstyle_jax.checkpoints import Checkpoints, all_finite
 from ganstyle_jax.files import UserError
@@ -405,7 +405,8 @@ def make_advance(
 
         # The key is closed over, not an argument: it is the same for all steps.
         def advance(state, stored, chunk, start, count):
-            return steps(state, stored, chunk, start, count, None)
+            with layers.gathering(replicated) if loop.shard_state else contextlib.nullcontext():
+                return steps(state, stored, chunk, start, count, None)
 
         return jax.jit(
             advance,

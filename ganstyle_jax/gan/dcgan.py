@@ -325,7 +325,7 @@ def update_generator(gen: Network, disc: Network, fake, pull_back, key, step, cf
 
 def apply(module: nn.Module, params, batch_stats, inputs) -> tuple[jax.Array, Any]:
     """A forward pass in training mode: (outputs, new running statistics)."""
-    variables = {"params": params, "batch_stats": batch_stats}
+    variables = {"params": layers.gathered(params), "batch_stats": batch_stats}
     outputs, updates = module.apply(variables, inputs, train=True, mutable=["batch_stats"])
     return outputs, updates["batch_stats"]
 
