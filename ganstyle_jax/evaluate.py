@@ -24,7 +24,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ganstyle_jax import __version__, data, glyph_reader, images, runs
+from ganstyle_jax import __version__, data, glyph_reader, images, processes, runs
 from ganstyle_jax.files import UserError, atomic_path, cache_dir
 from ganstyle_jax.metrics import distances, features, modes, similarity
 from ganstyle_jax.metrics.features import Resize
@@ -179,11 +179,12 @@ def look(shown: features.Images, about: dict[str, Any], network: features.Featur
                 )
             yield batch
 
+    progress = processes.is_first()
     if needs_features(settings):
-        found, logits = features.extract(network, passing(), total=len(shown))
+        found, logits = features.extract(network, passing(), total=len(shown), progress=progress)
         gaussian = distances.gaussian(found)
     else:
-        gaussian, found, logits = features.moments(network, passing(), total=len(shown)), None, None
+        gaussian, found, logits = features.moments(network, passing(), len(shown), progress=progress), None, None
     if len({batch.shape[1:] for batch in kept}) > 1:
         raise UserError(f"{', '.join(sorted(keep))} need images of one size, and those of {shown.name} differ")
     pictures = np.concatenate(kept)[:KEPT] if kept else None
