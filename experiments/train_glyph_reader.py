@@ -62,6 +62,7 @@ class Settings:
     learning_rate: float = 2e-3  # of Adam, down to 0 along a cosine
     unreadable_share: float = 0.25  # of a batch
     unreadable_real: float = 0.005  # share of untouched glyphs below the threshold
+    held_out: int = 6_000  # glyphs for the temperature and the threshold
     test_glyphs: int = 10_000  # in colour, and half as many of each other kind
     seed: int = 0
     json: Path | None = Path("glyph_reader.json")  # file for the record; a bare name goes into experiments/results/
@@ -71,7 +72,7 @@ def main(settings: Settings) -> None:
     cli.use_cache()
     pool = {name: jnp.asarray(x) for name, x in draw_pool(TRAINING_SEED, settings.glyphs).items()}
     params = train(pool, settings)
-    held_out = {name: jnp.asarray(x) for name, x in draw_pool(CALIBRATION_SEED, 6_000).items()}
+    held_out = {name: jnp.asarray(x) for name, x in draw_pool(CALIBRATION_SEED, settings.held_out).items()}
     params = scaled(params, held_out["image"])
     reader = calibrate(params, held_out, settings)
     glyph_reader.save(settings.out, reader)

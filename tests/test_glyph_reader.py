@@ -240,7 +240,13 @@ def test_calibration_error_by_hand(script):
 @pytest.mark.slow
 def test_script_trains_a_few_steps(script, tmp_path, home):
     settings = script.Settings(
-        out=tmp_path / "reader.safetensors", glyphs=200, steps=2, batch_size=8, test_glyphs=40, json=tmp_path / "r.json"
+        out=tmp_path / "reader.safetensors",
+        glyphs=200,
+        steps=2,
+        batch_size=8,
+        held_out=100,
+        test_glyphs=40,
+        json=tmp_path / "r.json",
     )
     script.main(settings)
     assert glyph_reader.load(tmp_path / "reader.safetensors").record["steps"] == 2
