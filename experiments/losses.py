@@ -54,11 +54,14 @@ class Settings:
     """What is trained and measured."""
 
     mnist: str = str(lenet_fd.DATA / "datasets" / "mnist.npz")  # MNIST, as `ganstyle train --data` takes it
+    mnist_test: str = str(lenet_fd.DATA / "datasets" / "mnist.npz" / "x_test")  # real digits to compare with
+    glyphs: int = 20_000  # of the training set
     folder: Path = Path("runs/losses")  # for all runs, DATA/LOSS/seedN and DATA/torch/netG_N_STEPS.pth
     seeds: tuple[int, ...] = (0, 1, 2)
     losses: tuple[str, ...] = tuple(LOSSES)
     steps: int = 1_000
     batch_size: int = 64
+    devices: int | None = None  # by default all
     width: int = 16  # channels of the finest hidden layer
     count: int = 5_000  # pictures of each generator, and real ones
     reference: Path = lenet_fd.DATA  # folder with datasets/mnist.npz and weights/mnist_lenet.pth
@@ -67,7 +70,7 @@ class Settings:
 
 def main(settings: Settings) -> dict[str, Any]:
     cli.use_cache()
-    sources = {"glyphs": glyphs(settings.folder / "glyphs.npz"), "mnist": settings.mnist}
+    sources = {"glyphs": glyphs(settings.folder / "glyphs.npz", settings.glyphs), "mnist": settings.mnist}
     for name, source in sources.items():
         for seed in settings.seeds:
             for loss in settings.losses:
@@ -91,13 +94,14 @@ def loop(settings: Settings, name: str, loss: str, seed: int) -> train.Loop:
         steps=settings.steps,
         batch_size=settings.batch_size,
         seed=seed,
+        devices=settings.devices,
         resume="auto",
         sample_every=max(settings.steps // 3, 1),
         checkpoint_every=max(settings.steps // 3, 1),
     )
 
 
-def glyphs(path: Path, count: int = 20_000) -> str:
+def glyphs(path: Path, count: int) -> str:
     """A file of so many glyphs of 32 pixels, drawn once."""
     if not path.exists():
         source = data.open_source("glyphs", 32)
@@ -115,7 +119,7 @@ def measure(name: str, settings: Settings) -> list[dict[str, Any]]:
         reference = "glyphs"
     else:
         chosen = evaluate.Settings(metrics, "compact", count=settings.count, real_count=settings.count)
-        reference = f"{settings.mnist}/x_test"
+        reference = settings.mnist_test
     network = evaluate.network_of(chosen)
     real = evaluate.look_at_source(reference, network, chosen, 32, 3 if name == "glyphs" else 1)
     rows = []

@@ -100,16 +100,17 @@ def drawn_by(
     method: Any, cfg: Any, state: Any, count: int, seed: int = 0, sharding: Any = None
 ) -> tuple[features.Images, dict[str, Any]]:
     """`count` pictures of a generator; its config names the weights and the statistics that it draws with."""
-    make = jax.jit(lambda state: method.generator(state, cfg), out_shardings=sharding)
-    draw = jax.jit(lambda generator, z: method.sample(generator, z, cfg), out_shardings=sharding)
+    # Of the method's own functions, so that another generator of the same config is not compiled again.
+    make = jax.jit(method.generator, static_argnums=1, out_shardings=sharding)
+    draw = jax.jit(method.sample, static_argnums=2, out_shardings=sharding)
 
     def batches() -> Iterator[np.ndarray]:
-        generator = make(state)
+        generator = make(state, cfg)
         latents = np.asarray(method.latents(jax.random.key(seed), count, cfg))
         for start in range(0, count, BATCH):
             part = latents[start : start + BATCH]
             filled = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), 0)])  # one program for all
-            pictures = np.asarray(draw(generator, filled), np.float32)[: len(part)]
+            pictures = np.asarray(draw(generator, filled, cfg), np.float32)[: len(part)]
             if not np.isfinite(pictures).all():
                 raise UserError("the generator draws values that are not finite: take an earlier --step")
             yield images.to_uint8(pictures)

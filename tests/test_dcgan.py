@@ -611,3 +611,17 @@ def test_latents_are_standard_normal():
     assert z.shape == (1000, 100) and z.dtype == jnp.float32
     assert abs(z.mean()) < 4 / np.sqrt(z.size)
     assert abs(z.std() - 1) < 4 / np.sqrt(2 * z.size)
+
+
+@pytest.mark.parametrize("batch_norm", ["standing", "running", "batch"])
+def test_samples_come_from_the_weights_that_are_asked_for(batch_norm):
+    cfg = dcgan.Config(image_size=16, width=4, latent_dim=8, batch_norm=batch_norm)
+    state = dcgan.init(jax.random.key(0), cfg)
+    state = state.replace(ema=jax.tree.map(lambda x: 2 * x, state.ema))
+    for weights, expected in (("average", state.ema), ("last", state.gen.params)):
+        found = dcgan.generator(state, dataclasses.replace(cfg, weights=weights))
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found["params"], expected))
+    # The statistics are those of the weights: of twice the weights, twice the deviation before the first BatchNorm.
+    if batch_norm == "standing":
+        of = [dcgan.generator(state, dataclasses.replace(cfg, weights=w))["batch_stats"] for w in ("average", "last")]
+        np.testing.assert_allclose(of[0]["norm0"]["var"], 4 * of[1]["norm0"]["var"], rtol=1e-5)

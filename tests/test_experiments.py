@@ -17,7 +17,7 @@ from PIL import Image
 from scripts import load_script
 
 import ganstyle_jax
-from ganstyle_jax import convert, images, runs, vgg, weights
+from ganstyle_jax import convert, images, runs, train, vgg, weights
 from ganstyle_jax.files import UserError
 from ganstyle_jax.gan import dcgan
 from ganstyle_jax.train import Loop
@@ -168,6 +168,69 @@ def test_training_in_pytorch_begins_and_draws_as_ours_does(torch, digits, mnist_
     for a, b in zip(jax.tree.leaves(theirs), jax.tree.leaves(ours), strict=True):
         # Adam's first steps are as long for a gradient of rounding's size as for any, in either direction.
         assert np.median(np.abs(a - b)) < 1e-7
+
+
+def test_losses_are_compared_with_each_other_and_with_pytorch(torch, digits, data_dir, tmp_path):
+    losses, torch_training = load_script("losses"), load_script("bench/train_torch")
+    sizes = {"width": 4, "batch_size": 4}
+    chosen = losses.Settings(
+        *(str(digits), str(digits), 40, tmp_path, (0, 1), ("non_saturating",), 2),
+        **sizes,
+        count=32,
+        devices=1,
+        reference=data_dir,
+        json=tmp_path / "record.json",
+    )
+    losses.glyphs(tmp_path / "glyphs.npz", chosen.glyphs)
+    threads = torch.get_num_threads()
+    for name, source in (("glyphs", tmp_path / "glyphs.npz"), ("mnist", digits)):
+        out = tmp_path / name / "torch"
+        torch_training.main(torch_training.Settings(str(source), out, (0, 1), (2,), 32, threads=1, **sizes))
+    torch.set_num_threads(threads)
+    rows = losses.main(chosen)["rows"]
+    sides = [
+        (data, side, seed)
+        for data in ("glyphs", "mnist")
+        for side in ("ours", "ours, last weights", "PyTorch")
+        for seed in (0, 1)
+    ]
+    assert sorted((row["data"], row["side"], row["seed"]) for row in rows) == sorted(sides)
+    for row in rows:
+        assert (
+            set(losses.SHOWN[row["data"]]) <= set(row["metrics"]) and row["metrics"]["kid"] > 0.01
+        )  # two steps are few
+    table = losses.table(rows, "glyphs").splitlines()
+    assert len(table) == 5 and table[-1].startswith("| non_saturating, PyTorch |") and "±" in table[-1]
+
+
+def test_cifar_against_itself_is_no_worse(torch, zipped, tmp_path, home):
+    script = load_script("bench/cifar")
+    cfg = dcgan.Config(image_size=32, width=4)
+    for seed in (0, 1):
+        loop = Loop(tmp_path / "ours" / f"seed{seed}", steps=2, batch_size=4, seed=seed, checkpoint_every=1, devices=1)
+        train.run(dcgan, cfg, str(zipped), loop)
+        convert.export_run(loop.run_dir, tmp_path / "torch", "pth", averaged=False)  # as if PyTorch had trained them
+        (tmp_path / "torch" / "netG.pth").rename(tmp_path / "torch" / f"netG_{seed}_2.pth")
+    chosen = script.Settings(
+        *(str(zipped), tmp_path / "ours", tmp_path / "torch", (0, 1), (2,), 16, 16, "compact", tmp_path / "record.json")
+    )
+    summary = script.main(chosen)["summary"]["kid"]
+    assert summary["ratio"] == pytest.approx(1) and summary["upper_bound_of_reference"] == pytest.approx(0, abs=1e-6)
+    rows = [
+        {"side": side, "seed": seed, "step": 1, "kid": kid}
+        for side, seed, kid in [
+            ("ours", 0, 1.1),
+            ("torch", 0, 1.0),
+            ("ours", 1, 0.9),
+            ("torch", 1, 1.0),
+            ("ours", 2, 1.3),
+            ("torch", 2, 1.0),
+        ]
+    ]
+    by_hand = script.summary(rows, (0, 1, 2), "kid")
+    # Differences 0.1, -0.1, 0.3: mean 0.1, deviation 0.2; Student's t of 2 degrees of freedom, one-sided 95 %: 2.91999.
+    assert by_hand["mean_difference"] == pytest.approx(0.1)
+    assert by_hand["upper_bound"] == pytest.approx(0.1 + 2.919986 * 0.2 / 3**0.5)
 
 
 def test_kills_sees_a_flipped_bit_and_a_lost_file(mnist_runs, tmp_path):

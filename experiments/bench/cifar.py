@@ -25,7 +25,7 @@ from typing import Any
 import machine
 import tyro
 
-from ganstyle_jax import convert, evaluate, runs
+from ganstyle_jax import cli, convert, evaluate, runs
 from ganstyle_jax.files import UserError
 
 
@@ -47,6 +47,7 @@ class Settings:
 
 def main(settings: Settings) -> dict[str, Any]:
     """Measures, prints a Markdown table and writes the record, which is returned."""
+    cli.use_cache()
     chosen = evaluate.Settings(("kid", "fid"), settings.features, count=settings.count, real_count=settings.real_count)
     network = evaluate.network_of(chosen)
     real = evaluate.look_at_source(settings.data, network, chosen, 32, 3)

@@ -372,7 +372,7 @@ def generator(state: State, cfg: Config) -> dict:
         _, new = apply(Generator(cfg), params, jax.tree.map(jnp.zeros_like, batch_stats), z)
         of_batch = jax.tree.map(lambda x: x / layers.BatchNorm.momentum, new)  # they began at 0
         batch_stats = jax.tree.map(lambda a, x, i=i: a + (x - a) / (i + 1), batch_stats, of_batch)
-    return {"params": state.ema, "batch_stats": batch_stats}
+    return {"params": params, "batch_stats": batch_stats}
 
 
 def sample(variables: dict, z: jax.Array, cfg: Config) -> jax.Array:
