@@ -415,3 +415,14 @@ def test_ema_of_two_batches_is_that_of_one_twice_as_large(x64):
 def test_ema_without_half_life_follows_at_once():
     params = {"w": jnp.array([0.1, 5.0])}
     np.testing.assert_array_equal(layers.ema({"w": jnp.array([1e9, -3.0])}, params, 0.0, 64)["w"], params["w"])
+
+
+def test_weights_in_parts_are_gathered_where_that_is_asked_for():
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("batch",))
+    part, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("batch",), ()))
+    weights = {"kernel": jax.device_put(jnp.arange(16.0), part)}
+    assert layers.gathered(weights) is weights
+    with layers.gathering(whole):
+        found = jax.jit(layers.gathered)(weights)
+    assert found["kernel"].sharding.is_fully_replicated and not weights["kernel"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(found["kernel"], weights["kernel"])

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from ganstyle_jax import processes, runs
+from ganstyle_jax import images, pictures, processes, runs
 from ganstyle_jax.files import UserError
 from ganstyle_jax.processes import Processes
 
@@ -74,8 +74,8 @@ class Job:
 def place(tmp_path_factory) -> Path:
     """A folder with pictures.npz, and with the compiled programs that all these processes share."""
     folder = tmp_path_factory.mktemp("place")
-    pictures = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 1), np.uint8)
-    np.savez(folder / "pictures.npz", images=pictures)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 1), np.uint8)
+    np.savez(folder / "pictures.npz", images=noise)
     return folder
 
 
@@ -170,6 +170,32 @@ def test_rows_of_a_picture_shared_by_processes(place, tmp_path):
         np.testing.assert_allclose(made[0][name], made[1][name], rtol=0, atol=tolerance)
     assert made[0]["stylized"].shape == (61, 70, 3) and np.abs(made[0]["stylized"]).max() <= 1
     assert np.abs(made[0]["made"] - made[0]["stylized"]).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, devices", [(2, 2), (2, 1)], ids=["a team in each process", "a team of two processes"])
+def test_teams_of_rows_make_a_folder(place, tmp_path, count, devices):
+    """Three pictures by teams of two devices; one process of each team writes."""
+    rng = np.random.default_rng(0)
+    for name in ("many/a.png", "many/b.png", "many/c.png", "style.png"):
+        coarse = rng.uniform(-1, 1, (5, 5, 3))
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pictures.write_picture(tmp_path / name, np.clip(images.resize(coarse, (40, 32)), -1, 1))
+    command = [sys.executable, "-m", "ganstyle_jax", "stylize", str(tmp_path / "many"), str(tmp_path / "style.png")]
+    command += ["--size=40", "--smallest=40", "--steps=4", "--optimizer=adam", "--content-layers=relu2_1"]
+    command += ["--style-layers", "relu1_1", "relu2_1"]
+    for name, processes_and_devices, options in (
+        ("alone", (1, 1), ["--parallel=none"]),
+        ("teams", (count, devices), ["--parallel=rows", "--rows=2"]),
+    ):
+        (tmp_path / name).mkdir()
+        options += ["-o", str(tmp_path / name)]
+        with Job(place, tmp_path / name, *processes_and_devices, command + options) as job:
+            assert job.wait() == [0] * processes_and_devices[0], job.said()
+    for name in "abc":
+        one, other = (pictures.read_picture(tmp_path / folder / f"{name}.png") for folder in ("alone", "teams"))
+        assert one.shape == other.shape == (40, 32, 3) and np.abs(one - other).max() < 2.5 / 127.5  # of 256 levels
+    assert job.said().count("after 4 evaluations") == 3
 
 
 @pytest.mark.slow
