@@ -346,7 +346,7 @@ def quickstart(command: Quickstart) -> None:
         f"the earlier grids beside it show the same latents while it was learning.\n"
         f"Next: ganstyle stylize PHOTOGRAPH PAINTING -o stylized.png\n"
         f"      ganstyle sample {command.run_dir} --interpolate --out walk\n"
-        f"      tensorboard --logdir {command.run_dir}\n"
+        f"      ganstyle report {command.run_dir}\n"
         f"      ganstyle train dcgan --data FOLDER_OR_ZIP_OF_IMAGES"
     )
 

@@ -160,6 +160,7 @@ class Seen:
     logits: np.ndarray | None  # (n, classes) float32, of a network that names classes
     images: np.ndarray | None  # (at most KEPT, h, w, c) uint8, if a metric wants them
     readings: list[np.ndarray]  # probabilities of characters, (b, k) each, if a metric wants them
+    size: tuple[int, int] | None  # (h, w) of the images, where they are known and all have the same
     about: dict[str, Any]
 
 
@@ -169,9 +170,11 @@ def look(shown: features.Images, about: dict[str, Any], network: features.Featur
     read = "characters" in about
     kept: list[np.ndarray] = []
     readings: list[np.ndarray] = []
+    sizes: set[tuple[int, int]] = set()
 
     def passing() -> Iterator[np.ndarray]:
         for batch in shown:
+            sizes.add(batch.shape[1:3])
             if keep and sum(map(len, kept)) < KEPT:
                 kept.append(images.to_uint8(data.to_float(batch)))
             if read:
@@ -189,7 +192,8 @@ def look(shown: features.Images, about: dict[str, Any], network: features.Featur
     if len({batch.shape[1:] for batch in kept}) > 1:
         raise UserError(f"{', '.join(sorted(keep))} need images of one size, and those of {shown.name} differ")
     pictures = np.concatenate(kept)[:KEPT] if kept else None
-    return Seen(gaussian, found, logits, pictures, readings, about)
+    size = sizes.pop() if len(sizes) == 1 else None
+    return Seen(gaussian, found, logits, pictures, readings, size, about)
 
 
 def needs_features(settings: Settings) -> bool:
@@ -213,7 +217,8 @@ def look_at_source(
     try:
         with np.load(path, allow_pickle=False) as file:
             gaussian = distances.Gaussian(file["mu"], file["sigma"], int(file["count"]))
-            return Seen(gaussian, file.get("features"), file.get("logits"), None, [], about)
+            size = tuple(file["size"].tolist()) if "size" in file else None
+            return Seen(gaussian, file.get("features"), file.get("logits"), None, [], size, about)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, UserError):  # not there, or damaged
         seen = look(shown, about, network, settings)
     arrays: dict[str, Any] = {
@@ -223,6 +228,7 @@ def look_at_source(
     }
     arrays |= {} if seen.features is None else {"features": seen.features}
     arrays |= {} if seen.logits is None else {"logits": seen.logits}
+    arrays |= {} if seen.size is None else {"size": np.array(seen.size)}
     with atomic_path(path) as temporary:
         np.savez(temporary, **arrays)
     return seen
@@ -242,7 +248,7 @@ def look_at_statistics(path: Path, network: features.FeatureNetwork) -> Seen:
     """A file of mean and covariance in pytorch-fid's format, ours or anybody's."""
     gaussian, about = features.load_statistics(path, network)
     about = {"source": path.name if about["source"] == "unknown" else about["source"], "count": about["count"]}
-    return Seen(gaussian, None, None, None, [], about)
+    return Seen(gaussian, None, None, None, [], None, about)
 
 
 def compare(real: Seen, fake: Seen, network: features.FeatureNetwork, settings: Settings) -> dict[str, Any]:
@@ -250,6 +256,11 @@ def compare(real: Seen, fake: Seen, network: features.FeatureNetwork, settings: 
 
     Raises UserError for too few images, and where a metric needs more than is known of the real ones.
     """
+    if network.size is None and real.size and fake.size and real.size != fake.size:
+        raise UserError(
+            f"{network.name} takes images as they are, and the real ones have {real.size[1]} x {real.size[0]} pixels, "
+            f"the others {fake.size[1]} x {fake.size[0]}: bring both to one size by @{min(fake.size)} behind --features"
+        )
     metrics: dict[str, Any] = {}
     for metric in settings.metrics:
         metrics |= MEASURES[metric](real, fake, settings)

@@ -252,6 +252,15 @@ def test_errors_of_images(tmp_path, mine):
         evaluate.run(tmp_path / "sizes", evaluate.Options(str(fake)), settings(mine, metrics=("fid",)))
 
 
+def test_images_of_other_sizes_than_the_real_ones(tmp_path, mine):
+    real, fake = saved(tmp_path / "real.npz", random_images(20)), saved(tmp_path / "fake.npz", random_images(20, 1, 24))
+    for _ in range(2):  # looked at, and remembered
+        with pytest.raises(UserError, match=r"the real ones have 16 x 16 pixels, the others 24 x 24.*@24"):
+            evaluate.run(fake, evaluate.Options(str(real)), settings(mine, metrics=("fid",)))
+    resized = settings(f"{mine}@16", metrics=("fid",))
+    assert evaluate.run(fake, evaluate.Options(str(real)), resized)["protocol"]["size"] == 16
+
+
 def test_a_generator_that_draws_nan(trained):
     loaded = runs.load(trained)
     state = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, loaded.state)
