@@ -9,9 +9,9 @@ Hardware and time: 2 CPU cores, HOURS.
 Expected: the table in the README, experiments/results/losses.json.
 Commands:
     python experiments/losses.py                                                      # trains ours, then measures
-    python experiments/bench/train_torch.py --data runs/losses/glyphs.npz --width 16 --save-at 1000 \
+    python experiments/bench/train_torch.py --data runs/losses/glyphs.npz --width 16 --save-at 600 \
         --out runs/losses/glyphs/torch                                                # before it, for PyTorch's rows
-    python experiments/bench/train_torch.py --data mnist.npz --width 16 --save-at 1000 --out runs/losses/mnist/torch
+    python experiments/bench/train_torch.py --data mnist.npz --width 16 --save-at 600 --out runs/losses/mnist/torch
 
 Glyphs are measured in the features of the reader of glyphs, with the characters that are there; MNIST in those of the
 LeNet of experiments/lenet_fd.py (LeNet-FD) and in the compact network's. All draw from averaged weights but PyTorch's
@@ -59,7 +59,7 @@ class Settings:
     folder: Path = Path("runs/losses")  # for all runs, DATA/LOSS/seedN and DATA/torch/netG_N_STEPS.pth
     seeds: tuple[int, ...] = (0, 1, 2)
     losses: tuple[str, ...] = tuple(LOSSES)
-    steps: int = 1_000
+    steps: int = 600
     batch_size: int = 64
     devices: int | None = None  # by default all
     width: int = 16  # channels of the finest hidden layer
