@@ -165,9 +165,9 @@ def table(rows: list[dict[str, Any]], name: str) -> str:
         of = [row["metrics"] for row in rows if (row["data"], row["side"], row["loss"]) == (name, side, loss)]
         cells = []
         for metric in SHOWN[name]:
-            values = [metrics[metric] for metrics in of]
+            values = [metrics[metric] for metrics in of if metrics[metric] is not None]  # None: not finite
             spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
-            cells.append(f"{fmean(values):.3g}{spread}")
+            cells.append(f"{fmean(values):.3g}{spread}" if values else "not finite")
         lines.append([f"{loss}, {side}", *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

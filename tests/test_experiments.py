@@ -37,6 +37,7 @@ def zipped(pictures, tmp_path_factory) -> Path:
         for i, picture in enumerate(file["images"]):
             images.save_png(folder / "picture.png", picture)
             archive.write(folder / "picture.png", f"class{i % 2}/{i:03d}.png")
+    (folder / "mine.py").write_text("def means(images):\n    return images.mean((1, 2))\n")
     return folder / "pictures.zip"
 
 
@@ -170,6 +171,7 @@ def test_training_in_pytorch_begins_and_draws_as_ours_does(torch, digits, mnist_
         assert np.median(np.abs(a - b)) < 1e-7
 
 
+@pytest.mark.slow
 def test_losses_are_compared_with_each_other_and_with_pytorch(torch, digits, data_dir, tmp_path):
     losses, torch_training = load_script("losses"), load_script("bench/train_torch")
     sizes = {"width": 4, "batch_size": 4}
@@ -200,9 +202,18 @@ def test_losses_are_compared_with_each_other_and_with_pytorch(torch, digits, dat
             set(losses.SHOWN[row["data"]]) <= set(row["metrics"]) and row["metrics"]["kid"] > 0.01
         )  # two steps are few
     table = losses.table(rows, "glyphs").splitlines()
-    assert len(table) == 5 and table[-1].startswith("| non_saturating, PyTorch |") and "±" in table[-1]
+    assert len(table) == 5 and table[-1].startswith("| non_saturating, PyTorch |")
 
 
+def test_cost_of_an_evaluation(zipped, tmp_path):
+    script = load_script("evaluation_cost")
+    script.main(script.Settings(str(zipped), (8, 16), f"{zipped.parent}/mine.py:means", json=tmp_path / "record.json"))
+    rows = json.loads((tmp_path / "record.json").read_text())["rows"]
+    assert [row["images"] for row in rows] == [8, 16]
+    assert all(0 < row["metrics_seconds"] < row["seconds"] and 0.05 < row["peak_gb"] < 8 for row in rows)
+
+
+@pytest.mark.slow
 def test_cifar_against_itself_is_no_worse(torch, zipped, tmp_path, home):
     script = load_script("bench/cifar")
     cfg = dcgan.Config(image_size=32, width=4)
