@@ -3,7 +3,7 @@
     ganstyle train dcgan --data CIFAR10 --image-size 32 --width 16 --steps 2000 --keep-every 100 \
         --checkpoint-every 100 --seed 0 --run-dir runs/cifar/ours/seed0                       # and seeds 1 to 4
     python experiments/bench/train_torch.py --data CIFAR10 --seeds 0 1 2 3 4 --width 16 --paired \
-        --save-at 1700 1800 1900 2000 --out runs/cifar/torch
+        --save-at 1800 1900 2000 --out runs/cifar/torch
     python experiments/bench/cifar.py --data CIFAR10
 
 The two of a pair have the same weights to begin with, the same images in the same order and the same latents, so that
@@ -37,11 +37,11 @@ class Settings:
     ours: Path = Path("runs/cifar/ours")  # folder of seed0, seed1, ...
     torch: Path = Path("runs/cifar/torch")  # folder of netG_SEED_STEP.pth
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    steps: tuple[int, ...] = (1_700, 1_800, 1_900, 2_000)  # checkpoints whose figures are averaged
-    count: int = 2_500  # pictures of each generator; KID is unbiased, so that few will do
+    steps: tuple[int, ...] = (1_800, 1_900, 2_000)  # checkpoints whose figures are averaged
+    count: int = 2_000  # pictures of each generator; KID is unbiased, so that few will do
     real_count: int = 5_000
-    # third block of the VGG-19 of Simonyan & Zisserman, a file of its weights and the layer
-    features: str = "vgg19_block1_to_block3.npz:relu3_4"
+    # the third block of VGG-19 with features of the order of 1, which KID's kernel is made for: a file, and the layer
+    features: str = "vgg_r31.pth:relu3_1"
     json: Path | None = Path("cifar.json")  # file for the record; a bare name goes into experiments/results/
 
 
