@@ -71,20 +71,20 @@ class Settings:
 def main(settings: Settings) -> dict[str, Any]:
     cli.use_cache()
     sources = {"glyphs": glyphs(settings.folder / "glyphs.npz", settings.glyphs), "mnist": settings.mnist}
+    record: dict[str, Any] = machine.describe() | {
+        "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")),
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not isinstance(v, Path)},
+        "rows": [],
+    }
     for name, source in sources.items():
         for seed in settings.seeds:
             for loss in settings.losses:
                 cfg = dcgan.Config(image_size=32, width=settings.width, loss=loss, **LOSSES[loss])  # pyright: ignore
                 train.run(dcgan, cfg, source, loop(settings, name, loss, seed))
-    rows = [row for name in sources for row in measure(name, settings)]
-    record = machine.describe() | {
-        "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")),
-        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not isinstance(v, Path)},
-        "rows": rows,
-    }
-    print("\n\n".join(table(rows, name) for name in sources))
-    if settings.json is not None:
-        print(f"\nThe record is in {machine.write_record(settings.json, record)}")
+        record["rows"] += measure(name, settings)
+        print(table(record["rows"], name))
+        if settings.json is not None:  # kept as it grows
+            print(f"\nThe record is in {machine.write_record(settings.json, record)}\n")
     return record
 
 
