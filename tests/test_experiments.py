@@ -265,6 +265,7 @@ def test_kills_at_a_tiny_size(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "kills.json").read_text())["sha256_killed"] == record["sha256_undisturbed"]
 
 
+@pytest.mark.slow
 def test_weak_scaling_of_training_is_counted(quick_compile, tmp_path, capsys):
     script = load_script("weak_scaling")
     work = ("dcgan jit", "dcgan shard-state", "dcgan pmap")

@@ -366,6 +366,7 @@ def check(folder: Path) -> list[dict]:
     return found["sections"]
 
 
+@pytest.mark.slow
 def test_a_run_is_explained(run_dir):
     written = explain.run(run_dir, settings=SMALL)
     assert written == run_dir / "explain" / "explain.json"
