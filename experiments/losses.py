@@ -56,6 +56,7 @@ class Settings:
     mnist: str = str(lenet_fd.DATA / "datasets" / "mnist.npz")  # MNIST, as `ganstyle train --data` takes it
     mnist_test: str = str(lenet_fd.DATA / "datasets" / "mnist.npz" / "x_test")  # real digits to compare with
     glyphs: int = 20_000  # of the training set
+    sets: tuple[str, ...] = ("glyphs", "mnist")
     folder: Path = Path("runs/losses")  # for all runs, DATA/LOSS/seedN and DATA/torch/netG_N_STEPS.pth
     seeds: tuple[int, ...] = (0, 1, 2)
     losses: tuple[str, ...] = tuple(LOSSES)
@@ -76,7 +77,8 @@ def main(settings: Settings) -> dict[str, Any]:
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not isinstance(v, Path)},
         "rows": [],
     }
-    for name, source in sources.items():
+    for name in settings.sets:
+        source = sources[name]
         for seed in settings.seeds:
             for loss in settings.losses:
                 cfg = dcgan.Config(image_size=32, width=settings.width, loss=loss, **LOSSES[loss])  # pyright: ignore

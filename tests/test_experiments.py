@@ -176,7 +176,7 @@ def test_losses_are_compared_with_each_other_and_with_pytorch(torch, digits, dat
     losses, torch_training = load_script("losses"), load_script("bench/train_torch")
     sizes = {"width": 4, "batch_size": 4}
     chosen = losses.Settings(
-        *(str(digits), str(digits), 40, tmp_path, (0, 1), ("non_saturating",), 2),
+        *(str(digits), str(digits), 40, ("glyphs", "mnist"), tmp_path, (0, 1), ("non_saturating",), 2),
         **sizes,
         count=32,
         devices=1,
