@@ -173,7 +173,7 @@ def run(
     if step >= loop.steps:
         say(f"all {loop.steps} steps are done already (step {step}); samples and checkpoints are in {run_dir}")
         return state
-    assess = evaluate.in_training(method, cfg, source, evaluation_settings(loop), mesh) if loop.evaluate_every else None
+    assess = evaluate.in_training(method, cfg, data, evaluation_settings(loop), mesh) if loop.evaluate_every else None
     if processes.is_first():
         runs.write(run_dir, method, description)
     try:
