@@ -227,6 +227,14 @@ def _fail(message: str) -> None:
     raise SystemExit(1)
 
 
+def parse(settings: Any, prog: str, args: list[str], description: str) -> Any:
+    """What the arguments say, as an object of the dataclass `settings`; UserError where it refuses its values."""
+    try:
+        return tyro.cli(settings, prog=prog, args=args, config=CONFIG, description=description)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def _train_without_method(command: Train) -> None:
     train(command.method, list(command.settings))
 
@@ -259,10 +267,7 @@ def train(
         frozen=True,
     )
     prog, description = prog or f"ganstyle train {name}", description or _summary(method)
-    try:
-        chosen: Any = tyro.cli(settings, prog=prog, args=args, config=CONFIG, description=description)
-    except ValueError as error:  # a dataclass that refuses its values
-        raise UserError(str(error)) from None
+    chosen = parse(settings, prog, args, description)
     use_cache()
     from ganstyle_jax import train as training
 
@@ -293,10 +298,7 @@ def stylize(args: list[str]) -> None:
         frozen=True,
     )
     description = "Paint CONTENT in the manner of the pictures STYLE."
-    try:
-        chosen: Any = tyro.cli(command, prog="ganstyle stylize", args=args, config=CONFIG, description=description)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    chosen = parse(command, "ganstyle stylize", args, description)
     use_cache()
     processes.join(chosen.processes)
     with processes.leaving_together():
@@ -459,10 +461,8 @@ def plan(name: str, args: list[str]) -> None:
 
     description = "What a step takes on TPUs that are not here, by their own compiler."
     settings = planning.settings_of(name)
+    chosen = parse(settings, f"ganstyle plan {name}", args, description)
     try:
-        chosen: Any = tyro.cli(
-            settings, prog=f"ganstyle plan {name}", args=args, config=CONFIG, description=description
-        )
         planning.run(name, chosen)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -485,10 +485,7 @@ def evaluate(args: list[str]) -> None:
         frozen=True,
     )
     description = "Measure how good WHAT is: the pictures that a run draws, or any images."
-    try:
-        chosen: Any = tyro.cli(command, prog="ganstyle evaluate", args=args, config=CONFIG, description=description)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    chosen = parse(command, "ganstyle evaluate", args, description)
     use_cache()
     if chosen.pairs.pairs is not None:
         record = evaluate_pairs.run(chosen.what, chosen.options.reference, chosen.pairs, chosen.settings)

@@ -1,7 +1,6 @@
 """`ganstyle collect`: one table of many runs, with what they differ in and the mean and spread over their seeds."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,12 +90,7 @@ def settings_of(description: dict) -> dict[str, Any]:
 def last_values(folder: Path) -> dict[str, float]:
     """The last value of everything in a run's log, "step" among them."""
     values: dict[str, float] = {"step": 0}
-    path = folder / "metrics.jsonl"
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:  # cut off by a kill
-            continue
+    for line in runs.read_lines(folder / "metrics.jsonl"):
         values |= {name: value for name, value in line.items() if isinstance(value, int | float)}
     return values
 

@@ -1,8 +1,8 @@
 """How good generated images are: `ganstyle evaluate`, and what training asks every so often.
 
     network = network_of(settings)
-    real = look(*images_of("photos.zip", settings, network, settings.real_count), network, settings)
-    fake = look(*images_of("samples.npz", settings, network, settings.count), network, settings)
+    real = look(*images_of("photos.zip", network, settings.real_count), network, settings)
+    fake = look(*images_of("samples.npz", network, settings.count), network, settings)
     record = compare(real, fake, network, settings)      # {"metrics": ..., "protocol": ..., "versions": ...}
 
 A figure means nothing without the way in which it was found, so that none goes without it: the record's "protocol" has
@@ -167,7 +167,7 @@ class Seen:
 def look(shown: features.Images, about: dict[str, Any], network: features.FeatureNetwork, settings: Settings) -> Seen:
     """Goes through the images once. Raises UserError for features that are not finite."""
     keep = {"sliced_wasserstein", "ms_ssim"} & set(settings.metrics)
-    read = "characters" in about
+    characters = about.get("characters")  # to be read, if any
     kept: list[np.ndarray] = []
     readings: list[np.ndarray] = []
     sizes: set[tuple[int, int]] = set()
@@ -177,10 +177,8 @@ def look(shown: features.Images, about: dict[str, Any], network: features.Featur
             sizes.add(batch.shape[1:3])
             if keep and sum(map(len, kept)) < KEPT:
                 kept.append(images.to_uint8(data.to_float(batch)))
-            if read:
-                readings.append(
-                    glyph_reader.read(batch, about.get("characters", glyph_reader.CHARACTERS)).probabilities
-                )
+            if characters:
+                readings.append(glyph_reader.read(batch, characters).probabilities)
             yield batch
 
     progress = processes.is_first()
@@ -407,9 +405,10 @@ def run(what: Path, options: Options, settings: Settings) -> dict[str, Any]:
         if options.reference is None:
             raise UserError("say with --reference what real images to compare with")
     if settings.features == "auto" and features.default() != "inception":
-        say(
+        print(
             "measured in the features of the compact network, whose figures are not those of publications: for these "
-            "run `ganstyle weights fetch inception-fid` once"
+            "run `ganstyle weights fetch inception-fid` once",
+            file=sys.stderr,
         )
     network = network_of(settings)
     image_size = channels = step = None
@@ -457,10 +456,6 @@ def spelled(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -105,27 +105,10 @@ def read(folder: Path | str, name: str) -> Run:
             f"there is no run folder {folder}: give one that ganstyle train or ganstyle stylize --run-dir left"
         )
     description = runs.read(folder)
-    lines = [line for line in read_lines(folder / "metrics.jsonl") if is_number(line.get("step"))]
-    records = [record for record in read_lines(folder / "evaluations.jsonl") if is_number(record.get("step"))]
+    lines = [line for line in runs.read_lines(folder / "metrics.jsonl") if is_number(line.get("step"))]
+    records = [record for record in runs.read_lines(folder / "evaluations.jsonl") if is_number(record.get("step"))]
     records = [r | {"metrics": runs.numbers_of(r)} for r in records if isinstance(r.get("metrics"), dict)]
     return Run(folder, name, description, lines, records)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, none where there is no file; a line cut off by a kill is passed over."""
-    if not path.exists():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
-    found = []
-    for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in found if isinstance(line, dict)]
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

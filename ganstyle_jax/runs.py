@@ -24,7 +24,7 @@ import numpy as np
 
 from ganstyle_jax import __version__
 from ganstyle_jax.checkpoints import Checkpoints
-from ganstyle_jax.files import UserError, atomic_path
+from ganstyle_jax.files import UserError, atomic_path, first_line
 
 BUILT_IN = {"dcgan": "ganstyle_jax.gan.dcgan"}
 REQUIRED = ("Config", "init", "train_step", "latents", "generator", "sample")
@@ -127,18 +127,27 @@ def differences(old: dict, new: dict) -> list[str]:
     return [f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, none where there is no file; a line cut off by a kill is passed over."""
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [line for line in found if isinstance(line, dict)]
+
+
 def evaluations(run_dir: Path | str) -> list[dict]:
     """The records of evaluations.jsonl, in the order in which they were made; see evaluate.py for what is in one."""
-    path = Path(run_dir) / "evaluations.jsonl"
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # cut off by a kill
-            continue
-        if isinstance(record, dict) and {"step", "metrics", "protocol"} <= record.keys():
-            found.append(record)
-    return found
+    lines = read_lines(Path(run_dir) / "evaluations.jsonl")
+    return [record for record in lines if {"step", "metrics", "protocol"} <= record.keys()]
 
 
 def add_evaluation(run_dir: Path | str, record: dict) -> None:
