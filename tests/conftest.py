@@ -85,14 +85,14 @@ def pictures(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def x64_as_before():
-    """Sets float64 back after a test whose `train.run` or `load` switched it on for the whole program."""
+@pytest.fixture(autouse=True)
+def float32_again():
+    """Every test starts and leaves in float32: `train.run` and `load` of a float64 run switch the whole program over."""
     import jax
 
-    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", False)
     yield
-    jax.config.update("jax_enable_x64", before)
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture

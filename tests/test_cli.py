@@ -28,7 +28,7 @@ from ganstyle_jax.checkpoints import Checkpoints, digest
 from ganstyle_jax.gan import dcgan
 from ganstyle_jax.train import Loop
 
-pytestmark = pytest.mark.usefixtures("home", "x64_as_before")
+pytestmark = pytest.mark.usefixtures("home")
 
 TINY = ["--image-size=16", "--width=4", "--latent-dim=8", "--batch-size=8", "--devices=1"]
 WGAN = ["train", small_wgan.__file__, "--latent-dim=4", "--width=8", "--batch-size=8", "--devices=1", "--steps=4"]

@@ -17,7 +17,7 @@ from ganstyle_jax.files import UserError
 from ganstyle_jax.metrics import distances, features
 from ganstyle_jax.train import Loop, run
 
-pytestmark = pytest.mark.usefixtures("home", "x64_as_before", "quick_compile")
+pytestmark = pytest.mark.usefixtures("home", "quick_compile")
 
 WGAN = small_wgan.Config(latent_dim=4, width=8)
 ALL = ("fid", "kid", "precision_recall", "density_coverage", "sliced_wasserstein", "ms_ssim")

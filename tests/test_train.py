@@ -23,7 +23,7 @@ from ganstyle_jax.files import UserError
 from ganstyle_jax.gan import dcgan
 from ganstyle_jax.train import SMALLEST_CUT, Loop, check_finite, collapse_warning, diversity, drop_lines_after, run
 
-pytestmark = pytest.mark.usefixtures("home", "x64_as_before")
+pytestmark = pytest.mark.usefixtures("home")
 
 WGAN = small_wgan.Config(latent_dim=4, width=8)
 DCGAN = dcgan.Config(image_size=16, width=4, latent_dim=8)
