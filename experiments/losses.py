@@ -60,10 +60,12 @@ class Settings:
     folder: Path = Path("runs/losses")  # for all runs, DATA/LOSS/seedN and DATA/torch/netG_N_STEPS.pth
     seeds: tuple[int, ...] = (0, 1, 2)
     losses: tuple[str, ...] = tuple(LOSSES)
-    steps: int = 5_000
-    batch_size: int = 64
+    steps: int = 2_000
+    batch_size: int = 32
+    learning_rate: float = 4e-4  # of both networks
+    ema_halflife_images: float = 1_000.0
     devices: int | None = None  # by default all
-    width: int = 16  # channels of the finest hidden layer
+    width: int = 32  # channels of the finest hidden layer
     count: int = 5_000  # pictures of each generator, and real ones
     reference: Path = lenet_fd.DATA  # folder with datasets/mnist.npz and weights/mnist_lenet.pth
     json: Path | None = Path("losses.json")  # file for the record; a bare name goes into experiments/results/
@@ -81,13 +83,24 @@ def main(settings: Settings) -> dict[str, Any]:
         source = sources[name]
         for seed in settings.seeds:
             for loss in settings.losses:
-                cfg = dcgan.Config(image_size=32, width=settings.width, loss=loss, **LOSSES[loss])  # pyright: ignore
-                train.run(dcgan, cfg, source, loop(settings, name, loss, seed))
+                train.run(dcgan, config(settings, loss), source, loop(settings, name, loss, seed))
         record["rows"] += measure(name, settings)
         print(table(record["rows"], name))
         if settings.json is not None:  # kept as it grows
             print(f"\nThe record is in {machine.write_record(settings.json, record)}\n")
     return record
+
+
+def config(settings: Settings, loss: Any) -> dcgan.Config:
+    return dcgan.Config(
+        image_size=32,
+        width=settings.width,
+        loss=loss,
+        generator_learning_rate=settings.learning_rate,
+        discriminator_learning_rate=settings.learning_rate,
+        ema_halflife_images=settings.ema_halflife_images,
+        **LOSSES[loss],
+    )
 
 
 def loop(settings: Settings, name: str, loss: str, seed: int) -> train.Loop:
