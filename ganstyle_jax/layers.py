@@ -73,69 +73,125 @@ def _double(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_NHWC)
 
 
-def _cells(x: jax.Array) -> jax.Array:
-    """Padded by 1 and in cells of 2x2 pixels: (b, h, w, c) -> (b, h/2 + 1, w/2 + 1, 4c)."""
-    b, h, w, c = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    x = x.reshape(b, h // 2 + 1, 2, w // 2 + 1, 2, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // 2 + 1, w // 2 + 1, 4 * c)
-
-
-def _pixels(cells: jax.Array) -> jax.Array:
-    """The inverse of `_cells`: (b, h/2 + 1, w/2 + 1, 4c) -> (b, h, w, c)."""
-    b, h, w, c = cells.shape[0], 2 * cells.shape[1], 2 * cells.shape[2], cells.shape[3] // 4
-    x = cells.reshape(b, h // 2, w // 2, 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
-    return x[:, 1:-1, 1:-1]
+# On CPUs there are two ways, by the number of channels of the larger picture. Both work on cells of 2x2 pixels, between
+# which `halve` is a 2x2 convolution of stride 1: k[2u + r, 2v + s] meets pixel (r, s) of cell (i + u, j + v).
+#
+# Pictures, and what has few channels or an odd number of cells: plain convolutions and matrix products of cells.
 
 
 def _fast_halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_halve`, and for small pictures a 2x2 convolution of stride 1 over cells: k[2u + r, 2v + s] meets pixel r, s."""
-    if x.shape[1] > 8:
-        return _halve(x, kernel)
-    c, d = kernel.shape[2:]
-    kernel = kernel.reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * c, d)
-    return lax.conv_general_dilated(_cells(x), kernel, (1, 1), "VALID", dimension_numbers=_NHWC)
+    if _in_nine_products(x):
+        return _pull_map([a @ b for a, b in zip(_of_cells(x), _of_kernel(kernel), strict=True)], x, kernel.shape[3])
+    return _halve(x, kernel)
 
 
 def _fast_double(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_double` without dilation: the four pixels of each cell at once, k[2u + r, 2v + s] bringing x[i - u, j - v]."""
-    c, d = kernel.shape[2:]
-    kernel = kernel.reshape(2, 2, 2, 2, c, d)  # (u, r, v, s, c, d)
-    if x.shape[1] > 4:
-        kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * d)
-        pads = ((1, 1), (1, 1))
-        return _pixels(lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), pads, dimension_numbers=_NHWC))
-    # Small pictures: one matrix product, and the four (u, v) shifted and added.
-    parts = x @ kernel.transpose(4, 0, 2, 1, 3, 5).reshape(c, 16 * d)
-    parts = parts.reshape(*x.shape[:3], 2, 2, 4 * d)
-    shifted = [jnp.pad(parts[:, :, :, u, v], ((0, 0), (u, 1 - u), (v, 1 - v), (0, 0))) for u in (0, 1) for v in (0, 1)]
-    return _pixels(sum(shifted[1:], shifted[0]))
+    """`_double` without dilation."""
+    b, h, w, d = x.shape
+    c = kernel.shape[3]
+    large = jax.ShapeDtypeStruct((b, 2 * h, 2 * w, c), x.dtype)
+    if _in_nine_products(large):
+        parts = zip(_of_map(x), _of_kernel(_swap(kernel)), strict=True)
+        return _pull_cells([a @ b.T for a, b in parts], large.shape)
+    # The four pixels of each cell at once, k[2u + r, 2v + s] bringing x[i - u, j - v].
+    kernel = kernel.reshape(2, 2, 2, 2, d, c).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, d, 4 * c)
+    pads = ((1, 1), (1, 1))
+    cells = lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), pads, dimension_numbers=_NHWC)
+    pixels = cells.reshape(b, h + 1, w + 1, 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return pixels.reshape(b, 2 * h + 2, 2 * w + 2, c)[:, 1:-1, 1:-1]
 
 
 def _fast_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
     """(b, h, w, c), (b, h/2, w/2, d) -> (4, 4, c, d): k[p, q] sums x[2i + p - 1, 2j + q - 1] y[i, j]^T over b, i, j."""
-    _, h, w, c = x.shape
-    d = y.shape[-1]
-    if c < 16:  # pictures: matrices of a few columns are slow, cells have four times as many
-        cells = _cells(x)
-        taps = [
-            cells[:, u : u + h // 2, v : v + w // 2].reshape(-1, 4 * c).T @ y.reshape(-1, d)
-            for u in (0, 1)
-            for v in (0, 1)
-        ]
-        return jnp.stack(taps).reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, d)
-    if h <= 8:  # one matrix product for each position in the kernel
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        # Transposed once and kept so: XLA's matrix product is slower when it has to transpose its left side itself.
-        y = lax.optimization_barrier(y.reshape(-1, d).T)
-        taps = [(y @ x[:, p : p + h : 2, q : q + w : 2].reshape(-1, c)).T for p in range(4) for q in range(4)]
-        return jnp.stack(taps).reshape(4, 4, c, d)
-    # A convolution of x by y, dilated, with channels as batch and batch as channels. The barriers keep the transposed
-    # copies: without them XLA folds the transpositions into the convolution, which then takes the naive loop.
-    x, y = lax.optimization_barrier((x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)))
-    pads = ((1, 1), (1, 1))
-    out = lax.conv_general_dilated(x, y, (1, 1), pads, rhs_dilation=(2, 2), dimension_numbers=_NHWC)  # (c, 4, 4, d)
-    return out.transpose(1, 2, 0, 3)
+    b, h, w, c = x.shape
+    d = y.shape[3]
+    if _in_nine_products(x):
+        return _pull_kernel([a.T @ b for a, b in zip(_of_cells(x), _of_map(y), strict=True)], c)
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(b, h // 2 + 1, 2, w // 2 + 1, 2, c)
+    cells = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2 + 1, w // 2 + 1, 4 * c)
+    y = y.reshape(-1, d)
+    taps = [cells[:, u : u + h // 2, v : v + w // 2].reshape(-1, 4 * c).T @ y for u in (0, 1) for v in (0, 1)]
+    return jnp.stack(taps).reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, d)
+
+
+# Many channels: nine products of matrices in the place of sixteen. In one dimension, for two neighbouring values of the
+# map Y, with cells X and kernel K (Karatsuba's multiplication of polynomials, which is Winograd's F(2, 2)):
+#
+#     X0 K0 Y0 + X1 K1 Y0 + X1 K0 Y1 + X2 K1 Y1 = (X0 - X1) K0 Y0 + X1 (K0 + K1) (Y0 + Y1) + (X2 - X1) K1 Y1
+#
+# In two dimensions tiles of 3x3 cells, 2x2 taps and 2x2 values become nine matrices each, by `_of_cells`, `_of_kernel`
+# and `_of_map`. The sum over all tiles is <y, halve(x, k)>; so each of the three operations multiplies two of the
+# three and maps the products back by the transpose of the third, `_pull_cells`, `_pull_kernel` or `_pull_map`. The maps
+# only add and subtract: rounding errors stay those of the products. They cost as much for any number of channels on the
+# other side, so that all this pays where there are many.
+
+
+def _in_nine_products(x: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    """x: the larger picture. Sums of two numbers of 8 bits would lose one of them."""
+    return x.shape[1] % 4 == x.shape[2] % 4 == 0 and x.shape[3] >= 32 and x.dtype.itemsize >= 4
+
+
+def _of_cells(x: jax.Array) -> list[jax.Array]:
+    """(b, h, w, c) -> nine (b * h/4 * w/4, 4c), of X0 - X1, X1 and X2 - X1 in both dimensions."""
+    b, h, w, c = x.shape
+    m, n = h // 4, w // 4
+    x = jnp.pad(x, ((0, 0), (1, 3), (1, 3), (0, 0)))
+    x = x.reshape(b, m + 1, 2, 2, n + 1, 2, 2, c)  # in both dimensions tile, cell, pixel; the last tile's first cell
+    first, second, third = x[:, :m, 0], x[:, :m, 1], x[:, 1:, 0]  # (b, m, 2, n + 1, 2, 2, c)
+    nine = []
+    for row in (first - second, second, third - second):
+        first, second, third = row[:, :, :, :n, 0], row[:, :, :, :n, 1], row[:, :, :, 1:, 0]  # (b, m, 2, n, 2, c)
+        nine += [first - second, second, third - second]
+    return [part.transpose(0, 1, 3, 2, 4, 5).reshape(b * m * n, 4 * c) for part in nine]
+
+
+def _pull_cells(nine: list[jax.Array], shape: tuple[int, int, int, int]) -> jax.Array:
+    """The transpose of `_of_cells` for pictures of that shape: tiles share the cells at their edges, which add up."""
+    b, h, w, c = shape
+    m, n = h // 4, w // 4
+
+    def join(first: jax.Array, second: jax.Array, third: jax.Array, axis: int) -> jax.Array:
+        """(.., tiles, ..) -> (.., tiles + 1, 2, ..): cells 2t and 2t + 1."""
+        before, after = ([(0, 0)] * first.ndim for _ in range(2))
+        before[axis], after[axis] = (1, 0), (0, 1)
+        even = jnp.pad(first, after) + jnp.pad(third, before)
+        return jnp.stack([even, jnp.pad(second - first - third, after)], axis + 1)
+
+    parts = [part.reshape(b, m, n, 2, 2, c) for part in nine]
+    rows = [join(*parts[p : p + 3], axis=2) for p in (0, 3, 6)]  # (b, m, n + 1, 2, 2, 2, c)
+    x = join(*rows, axis=1).transpose(0, 1, 2, 5, 3, 4, 6, 7)  # in both dimensions tile, cell, pixel
+    return x.reshape(b, h + 4, w + 4, c)[:, 1 : h + 1, 1 : w + 1]
+
+
+def _of_kernel(kernel: jax.Array) -> list[jax.Array]:
+    """(4, 4, c, d) -> nine (4c, d), of K0, K0 + K1 and K1 in both dimensions."""
+    c, d = kernel.shape[2:]
+    k = kernel.reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * c, d)
+    return [part for row in (k[0], k[0] + k[1], k[1]) for part in (row[0], row[0] + row[1], row[1])]
+
+
+def _pull_kernel(nine: list[jax.Array], c: int) -> jax.Array:
+    """The transpose of `_of_kernel`, for c channels."""
+    rows = [(nine[p] + nine[p + 1], nine[p + 1] + nine[p + 2]) for p in (0, 3, 6)]
+    taps = [above + below for above, below in zip(rows[0] + rows[1], rows[1] + rows[2], strict=True)]
+    d = taps[0].shape[1]
+    return jnp.stack(taps).reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, d)
+
+
+def _of_map(y: jax.Array) -> list[jax.Array]:
+    """(b, h/2, w/2, d) -> nine (b * h/4 * w/4, d), of Y0, Y0 + Y1 and Y1 in both dimensions."""
+    b, h, w, d = y.shape
+    y = y.reshape(b, h // 2, 2, w // 2, 2, d)
+    rows = [row.reshape(-1, 2, d) for row in (y[:, :, 0], y[:, :, 0] + y[:, :, 1], y[:, :, 1])]
+    return [part for row in rows for part in (row[:, 0], row[:, 0] + row[:, 1], row[:, 1])]
+
+
+def _pull_map(nine: list[jax.Array], x: jax.Array, d: int) -> jax.Array:
+    """The transpose of `_of_map`, for the map to which x is halved."""
+    b, m, n = x.shape[0], x.shape[1] // 4, x.shape[2] // 4
+    parts = [part.reshape(b, m, n, d) for part in nine]
+    rows = [jnp.stack([parts[p] + parts[p + 1], parts[p + 1] + parts[p + 2]], 3) for p in (0, 3, 6)]
+    return jnp.stack([rows[0] + rows[1], rows[1] + rows[2]], 2).reshape(b, 2 * m, 2 * n, d)
 
 
 def _swap(kernel: jax.Array) -> jax.Array:

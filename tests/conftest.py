@@ -87,7 +87,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def float32_again():
-    """Every test starts and leaves in float32: `train.run` and `load` of a float64 run switch the whole program over."""
+    """Every test begins and ends in float32: a float64 run, trained or loaded, switches the whole program over."""
     import jax
 
     jax.config.update("jax_enable_x64", False)

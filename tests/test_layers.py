@@ -22,6 +22,8 @@ SHAPES = [
     (2, 8, 4, 17, 2),
     (1, 16, 12, 16, 3),
     (1, 32, 16, 5, 3),
+    (2, 4, 8, 32, 3),
+    (1, 12, 4, 33, 2),
 ]
 OPERATIONS = {"halve": layers.halve, "double": layers.double}
 DEVICES = 8
