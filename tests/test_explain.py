@@ -453,3 +453,15 @@ def test_a_figure_that_fails_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError), sections.figure(tmp_path / "a.png", 1, 1, 2.0):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+def test_explaining_again_removes_what_is_shown_no_more(tmp_path):
+    def write(*files):
+        for file in files:
+            (tmp_path / file).touch()
+        return sections.write(tmp_path, [sections.Section("t", "", tuple(sections.Picture(f, "") for f in files))])
+
+    (tmp_path / "mine.png").touch()
+    write("a.png", "b.png")
+    write("b.png", "c.png")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["b.png", "c.png", "explain.json", "mine.png"]

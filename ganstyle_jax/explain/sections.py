@@ -39,12 +39,23 @@ class Section:
 
 
 def write(folder: Path, sections: Sequence[Section]) -> Path:
-    """explain.json, last of all: whoever finds it finds every picture that it names."""
+    """explain.json, last of all: whoever finds it finds every picture that it names.
+
+    Pictures that an earlier one named and this one does not are removed after it.
+    """
     file = folder / "explain.json"
+    before = _named(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else set()
     with atomic_path(file) as path:
         record = {"sections": [dataclasses.asdict(section) for section in sections]}
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in before - _named(record):
+        (folder / name).unlink(missing_ok=True)
     return file
+
+
+def _named(record: dict[str, Any]) -> set[str]:
+    """Files beside explain.json that it shows."""
+    return {Path(picture["file"]).name for section in record["sections"] for picture in section["pictures"]}
 
 
 @contextlib.contextmanager
