@@ -3,19 +3,23 @@
 Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434) with the losses of ganstyle_jax/losses.py; a large study
     of this kind is Lucic et al. 2018 (arXiv:1711.10337), which finds differences between seeds as large as those
     between losses.
-Data: 20,000 glyphs of 32 pixels, drawn once; mnist.npz as experiments/mnist.py has it. Real images to compare with:
-    5,000 other glyphs; 5,000 of MNIST's test set.
-Hardware and time: not run in full yet; some two hours on 2 CPU cores, most of them for Wasserstein with its penalty.
-Expected: no numbers yet. After 600 steps nothing that is drawn can be read, whatever the loss.
-Commands:
-    python experiments/losses.py                                                      # trains ours, then measures
-    python experiments/bench/train_torch.py --data runs/losses/glyphs.npz --width 16 --save-at 5000 \
-        --out runs/losses/glyphs/torch                                                # before it, for PyTorch's rows
-    python experiments/bench/train_torch.py --data mnist.npz --width 16 --save-at 5000 --out runs/losses/mnist/torch
+Data: 20,000 glyphs of 32 pixels, digits on black, drawn once; mnist.npz as experiments/mnist.py has it. Real images to
+    compare with: 5,000 other glyphs; 5,000 of MNIST's test set.
+Hardware and time: 35 minutes on 2 CPU cores, a set on each; a third of it for Wasserstein with its penalty.
+Expected: TABLE
+Commands, the last two after the others and side by side:
+    python experiments/losses.py --draw                         # runs/losses/glyphs.npz, for PyTorch
+    python experiments/bench/train_torch.py --data runs/losses/glyphs.npz --out runs/losses/glyphs/torch \
+        --width 16 --batch-size 32 --learning-rate 4e-4 --save-at 2000 --threads 1
+    python experiments/bench/train_torch.py --data mnist.npz --out runs/losses/mnist/torch \
+        --width 16 --batch-size 32 --learning-rate 4e-4 --save-at 2000 --threads 1
+    taskset -c 0 python experiments/losses.py --sets glyphs --json losses_glyphs.json
+    taskset -c 1 python experiments/losses.py --sets mnist --json losses_mnist.json
 
-Glyphs are measured in the features of the reader of glyphs, with the characters that are there; MNIST in those of the
-LeNet of experiments/lenet_fd.py (LeNet-FD) and in the compact network's. All draw from averaged weights but PyTorch's
-DCGAN, which has none; so our non-saturating one is measured with its last weights too.
+The recipe is that of `ganstyle quickstart` at half the width: 64,000 images, which is a short training. Glyphs are
+measured in the features of the reader of glyphs, with the characters that are there; MNIST in those of the LeNet of
+experiments/lenet_fd.py (LeNet-FD) and in the compact network's. All draw from averaged weights but PyTorch's DCGAN,
+which has none; so our non-saturating one is measured with its last weights too.
 """
 
 import dataclasses
@@ -55,8 +59,10 @@ class Settings:
 
     mnist: str = str(lenet_fd.DATA / "datasets" / "mnist.npz")  # MNIST, as `ganstyle train --data` takes it
     mnist_test: str = str(lenet_fd.DATA / "datasets" / "mnist.npz" / "x_test")  # real digits to compare with
+    kind: str = "glyphs:digits:night"  # of glyphs
     glyphs: int = 20_000  # of the training set
     sets: tuple[str, ...] = ("glyphs", "mnist")
+    draw: bool = False  # draw the glyphs and end
     folder: Path = Path("runs/losses")  # for all runs, DATA/LOSS/seedN and DATA/torch/netG_N_STEPS.pth
     seeds: tuple[int, ...] = (0, 1, 2)
     losses: tuple[str, ...] = tuple(LOSSES)
@@ -65,7 +71,7 @@ class Settings:
     learning_rate: float = 4e-4  # of both networks
     ema_halflife_images: float = 1_000.0
     devices: int | None = None  # by default all
-    width: int = 32  # channels of the finest hidden layer
+    width: int = 16  # channels of the finest hidden layer
     count: int = 5_000  # pictures of each generator, and real ones
     reference: Path = lenet_fd.DATA  # folder with datasets/mnist.npz and weights/mnist_lenet.pth
     json: Path | None = Path("losses.json")  # file for the record; a bare name goes into experiments/results/
@@ -73,7 +79,12 @@ class Settings:
 
 def main(settings: Settings) -> dict[str, Any]:
     cli.use_cache()
-    sources = {"glyphs": glyphs(settings.folder / "glyphs.npz", settings.glyphs), "mnist": settings.mnist}
+    sources = {
+        "glyphs": glyphs(settings.folder / "glyphs.npz", settings.kind, settings.glyphs),
+        "mnist": settings.mnist,
+    }
+    if settings.draw:
+        return {}
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")),
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not isinstance(v, Path)},
@@ -116,10 +127,10 @@ def loop(settings: Settings, name: str, loss: str, seed: int) -> train.Loop:
     )
 
 
-def glyphs(path: Path, count: int) -> str:
+def glyphs(path: Path, kind: str, count: int) -> str:
     """A file of so many glyphs of 32 pixels, drawn once."""
     if not path.exists():
-        source = data.open_source("glyphs", 32)
+        source = data.open_source(kind, 32)
         images = np.stack([source.read(i)["image"] for i in range(count)])
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, images=images)
@@ -131,7 +142,7 @@ def measure(name: str, settings: Settings) -> list[dict[str, Any]]:
     metrics = ("fid", "kid", "precision_recall", "density_coverage")
     if name == "glyphs":
         chosen = evaluate.Settings((*metrics, "glyphs"), "glyphs", count=settings.count, real_count=settings.count)
-        reference = "glyphs"
+        reference = settings.kind
     else:
         chosen = evaluate.Settings(metrics, "compact", count=settings.count, real_count=settings.count)
         reference = settings.mnist_test

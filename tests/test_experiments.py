@@ -176,14 +176,20 @@ def test_losses_are_compared_with_each_other_and_with_pytorch(torch, digits, dat
     losses, torch_training = load_script("losses"), load_script("bench/train_torch")
     sizes = {"width": 4, "batch_size": 4}
     chosen = losses.Settings(
-        *(str(digits), str(digits), 40, ("glyphs", "mnist"), tmp_path, (0, 1), ("non_saturating",), 2),
+        mnist=str(digits),
+        mnist_test=str(digits),
+        glyphs=40,
+        folder=tmp_path,
+        seeds=(0, 1),
+        losses=("non_saturating",),
+        steps=2,
         **sizes,
         count=32,
         devices=1,
         reference=data_dir,
         json=tmp_path / "record.json",
     )
-    losses.glyphs(tmp_path / "glyphs.npz", chosen.glyphs)
+    losses.glyphs(tmp_path / "glyphs.npz", chosen.kind, chosen.glyphs)
     threads = torch.get_num_threads()
     for name, source in (("glyphs", tmp_path / "glyphs.npz"), ("mnist", digits)):
         out = tmp_path / name / "torch"
