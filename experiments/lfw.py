@@ -8,7 +8,7 @@ Data: LFW (Huang et al. 2007), 13,233 photographs of faces, for research: lfw.tg
 Hardware and time: 2 CPU cores (AMD EPYC), 10 minutes for the second command; the first is meant for a GPU and has not
     been run.
 Expected: no number; 64 pictures are in samples/ of the run folder, one grid every 500 steps. docs/faces.png has the
-    first half of those of the second command.
+    first half of those of the second command, from a copy of LFW with 7,701 of the photographs.
 Command: python experiments/lfw.py --data lfw.tgz
     python experiments/lfw.py --data lfw.tgz --width 32 --batch-size 32 --steps 3500
         --generator-learning-rate 4e-4 --discriminator-learning-rate 4e-4

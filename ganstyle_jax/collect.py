@@ -48,6 +48,8 @@ def collect(folders: Sequence[Path], force: bool = False) -> list[Row]:
 
     Raises UserError where there are none, and where they were evaluated in different ways, unless `force`.
     """
+    if not folders:
+        raise UserError("say in which folder the runs are, such as `ganstyle collect runs`")
     found = sorted({path.parent for folder in folders for path in Path(folder).rglob("run.json")})
     if not found:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: a run's folder holds a run.json")

@@ -63,7 +63,7 @@ NPZ_KEYS = {
     "data": "labels",
     "arr_0": "arr_1",
 }
-PREPARE = "pip install 'ganstyle_jax[tfds-prepare]' && ganstyle data prepare {name}"
+PREPARE = "pip install -e '.[tfds-prepare]' && ganstyle data prepare {name}"
 PEEK = 16  # files looked at on opening, to choose channels and dtype
 
 

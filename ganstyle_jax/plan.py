@@ -143,7 +143,7 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
             import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UserError(
-                "the TPU compiler is not installed: pip install 'ganstyle_jax[tpu-plan]', which needs no TPU"
+                "the TPU compiler is not installed: pip install -e '.[tpu-plan]', which needs no TPU"
             ) from error
         raise UserError(f"there is no topology {name}: {first_line(error)}") from error
 

@@ -304,7 +304,10 @@ def _train(
         checkpoints.close()
     if (report := feed.batches.report()) is not None:
         say(report)
-    say(f"{loop.steps} steps done in {journal.elapsed():.0f} s; pictures: {run_dir / 'samples'}")
+    say(
+        f"{loop.steps} steps done in {journal.elapsed():.0f} s; pictures: {run_dir / 'samples'}; "
+        f"a page with all of it: ganstyle report {run_dir}"
+    )
     return state
 
 
@@ -686,8 +689,9 @@ def collapse_warning(relative_diversity: float, accuracy: float) -> str | None:
     """
     if relative_diversity < 0.1 or (relative_diversity < 0.4 and accuracy > 0.99):
         return (
-            f"the samples are too much alike (diversity {relative_diversity:.3f} of the data's, discriminator's "
-            f"accuracy {accuracy:.3f}): the generator has collapsed. Go back to an earlier checkpoint, or try "
+            f"the samples are too much alike (diversity {relative_diversity:.3f} of the data's, the lower of the "
+            f"discriminator's accuracies {accuracy:.3f}): the generator has collapsed, unless it has only begun to "
+            "learn and more steps help. Go back to an earlier checkpoint, or try "
             "--augment color,translation, --instance-noise 0.1, --r1 1, or a lower --generator-learning-rate"
         )
     return None

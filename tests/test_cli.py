@@ -459,7 +459,7 @@ def test_prepare_where_there_is_no_tensorflow_or_no_network(tmp_path, capsys, mo
     assert "needs TensorFlow" in message or "needs a network" in message
     monkeypatch.setattr("ganstyle_jax.data._require_network", lambda *_: None)
     message = refusal(capsys, "data", "prepare", "mnist", f"--data-dir={tmp_path / 'tfds'}")
-    assert "needs TensorFlow" in message and "pip install 'ganstyle_jax[tfds-prepare]'" in message
+    assert "needs TensorFlow" in message and "pip install -e '.[tfds-prepare]'" in message
     assert not (tmp_path / "tfds").exists()
 
 

@@ -84,5 +84,7 @@ def test_best_step_is_of_training_alone(sweep):
 
 
 def test_folders_without_runs(tmp_path):
+    with pytest.raises(UserError, match="ganstyle collect runs"):
+        collect.collect([])
     with pytest.raises(UserError, match=f"no runs in {tmp_path}"):
         collect.collect([tmp_path])

@@ -14,7 +14,7 @@ from ganstyle_jax.style import gatys
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="the TPU compiler is not installed: pip install 'ganstyle_jax[tpu-plan]'",
+    reason="the TPU compiler is not installed: pip install -e '.[tpu-plan]'",
 )
 SMALL = dcgan.Config(image_size=32, width=16, channels=1, batch_norm="running")
 
