@@ -567,7 +567,8 @@ class Journal:
         from tqdm import tqdm
 
         how = {"unit": "step", "dynamic_ncols": True, "smoothing": 0.1, "disable": not self.writes}
-        self.bar = tqdm(total=self.loop.steps, initial=self.step, **how)
+        # "compiling" until the first step is done
+        self.bar = tqdm(desc="compiling", total=self.loop.steps, initial=self.step, **how)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -588,6 +589,7 @@ class Journal:
             self.window.append(metrics)
         if self.first:
             self.first = False
+            self.bar.set_description_str("")
             if self.writes:
                 self.bar.write(f"first training step after {self.elapsed():.1f} s", file=sys.stderr)
             self.window_start, self.untimed = now, count  # images/s without compilation
