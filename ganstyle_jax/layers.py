@@ -111,6 +111,12 @@ def _fast_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
     cells = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2 + 1, w // 2 + 1, 4 * c)
     y = y.reshape(-1, d)
     taps = [cells[:, u : u + h // 2, v : v + w // 2].reshape(-1, 4 * c).T @ y for u in (0, 1) for v in (0, 1)]
+    return _kernel_of_taps(taps, c)
+
+
+def _kernel_of_taps(taps: list[jax.Array], c: int) -> jax.Array:
+    """Four (4c, d), for cells (u, v) = (0, 0), (0, 1), (1, 0), (1, 1) -> (4, 4, c, d)."""
+    d = taps[0].shape[1]
     return jnp.stack(taps).reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, d)
 
 
@@ -174,8 +180,7 @@ def _pull_kernel(nine: list[jax.Array], c: int) -> jax.Array:
     """The transpose of `_of_kernel`, for c channels."""
     rows = [(nine[p] + nine[p + 1], nine[p + 1] + nine[p + 2]) for p in (0, 3, 6)]
     taps = [above + below for above, below in zip(rows[0] + rows[1], rows[1] + rows[2], strict=True)]
-    d = taps[0].shape[1]
-    return jnp.stack(taps).reshape(2, 2, 2, 2, c, d).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, d)
+    return _kernel_of_taps(taps, c)
 
 
 def _of_map(y: jax.Array) -> list[jax.Array]:

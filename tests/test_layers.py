@@ -124,9 +124,10 @@ def test_convolutions_match_pytorch_to_the_second_derivative(x64, torch, name, s
 
 
 @pytest.mark.parametrize("platform", ["cpu", "xla"])
+@pytest.mark.parametrize("shape", [SHAPES[5], SHAPES[-1]])  # of few channels and of many
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_float32_is_as_exact_as_its_sums_allow(name, platform):
-    arguments = operands(name, SHAPES[-1])
+def test_float32_is_as_exact_as_its_sums_allow(name, shape, platform):
+    arguments = operands(name, shape)
     with jax.enable_x64(True):
         expected = derivatives(OPERATIONS[name], platform)(*(np.asarray(a, np.float64) for a in arguments))
     actual = derivatives(OPERATIONS[name], platform)(*arguments)
