@@ -886,7 +886,7 @@ def test_tfds_configurations(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "spec, words",
     [
-        ("tfds:mnist", r"pip install 'ganstyle_jax\[tfds-prepare\]' && ganstyle data prepare mnist .*zip.*npz.*glyphs"),
+        ("tfds:mnist", r"pip install -e '.\[tfds-prepare\]' && ganstyle data prepare mnist .*zip.*npz.*glyphs"),
         ("tfds:mnst", "'mnst'.*did you mean mnist"),
         ("tfds:CIFAR10", "did you mean cifar10"),
         ("tfds:../etc", "knows no set"),
@@ -937,7 +937,7 @@ def test_prepare_asks_tfds_for_array_records(tmp_path, monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(UserError, match=r"needs TensorFlow.*pip install 'ganstyle_jax\[tfds-prepare\]'"):
+    with pytest.raises(UserError, match=r"needs TensorFlow.*pip install -e '.\[tfds-prepare\]'"):
         data.prepare("mnist", tmp_path)
 
     calls = []
