@@ -145,7 +145,14 @@ def test_mnist_in_pytorch(torch, digits, tmp_path):
         str(digits), tmp_path, seeds=(0, 1), save_at=(1, 2), image_size=16, width=4, batch_size=4, threads=1
     )
     script.main(settings)
+    script.main(dataclasses.replace(settings, out=tmp_path / "average", seeds=(0,), ema_halflife_images=4))
     torch.set_num_threads(threads)
+    averages, last = (
+        [convert.read_file(tmp_path / "average" / f"{name}_0_{step}.pth") for step in (1, 2)]
+        for name in ("averageG", "netG")
+    )
+    for name in ("main.0.weight", "main.1.bias"):  # a half-life of one batch
+        assert np.allclose(averages[1][name], (averages[0][name] + last[1][name]) / 2, rtol=0, atol=1e-7)
     found = {path.name: convert.read_file(path) for path in tmp_path.glob("*.pth")}
     assert set(found) == {f"netG_{seed}_{step}.pth" for seed in (0, 1) for step in (1, 2)}
     kind, cfg = convert.config_of(found["netG_0_2.pth"])
@@ -226,15 +233,20 @@ def test_cifar_against_itself_is_no_worse(torch, zipped, tmp_path, home):
     for seed in (0, 1):
         loop = Loop(tmp_path / "ours" / f"seed{seed}", steps=2, batch_size=4, seed=seed, checkpoint_every=1, devices=1)
         train.run(dcgan, cfg, str(zipped), loop)
-        convert.export_run(loop.run_dir, tmp_path / "torch", "pth", averaged=False)  # as if PyTorch had trained them
-        (tmp_path / "torch" / "netG.pth").rename(tmp_path / "torch" / f"netG_{seed}_2.pth")
-    chosen = script.Settings(
-        *(str(zipped), tmp_path / "ours", tmp_path / "torch", (0, 1), (2,), 16, 16, "compact", tmp_path / "record.json")
+        for name in ("averageG", "netG"):  # as if PyTorch had trained them
+            convert.export_run(loop.run_dir, tmp_path / "torch", "pth", averaged=name == "averageG")
+            (tmp_path / "torch" / "netG.pth").rename(tmp_path / "torch" / f"{name}_{seed}_2.pth")
+    folders = (tmp_path / "ours", tmp_path / "torch")
+    record = script.main(
+        script.Settings(str(zipped), *folders, (0, 1), (2,), (2,), 16, 16, "compact", tmp_path / "record.json")
     )
-    summary = script.main(chosen)["summary"]["kid"]
-    assert summary["ratio"] == pytest.approx(1) and summary["upper_bound_of_reference"] == pytest.approx(0, abs=1e-6)
+    assert list(record["summary"]) == [f"{m} of {w} weights" for w in ("average", "last") for m in ("kid", "fid")]
+    for found in record["summary"].values():
+        assert found["ratio"] == pytest.approx(1) and found["upper_bound_of_reference"] == pytest.approx(0, abs=1e-6)
+    # Two steps have moved the last weights, and their average by far less.
+    assert record["rows"][0]["kid"] != record["rows"][2]["kid"]
     rows = [
-        {"side": side, "seed": seed, "step": 1, "kid": kid}
+        {"weights": "last", "side": side, "seed": seed, "step": 1, "kid": kid}
         for side, seed, kid in [
             ("ours", 0, 1.1),
             ("torch", 0, 1.0),
@@ -244,7 +256,7 @@ def test_cifar_against_itself_is_no_worse(torch, zipped, tmp_path, home):
             ("torch", 2, 1.0),
         ]
     ]
-    by_hand = script.summary(rows, (0, 1, 2), "kid")
+    by_hand = script.summary(rows, (0, 1, 2), "last", "kid")
     # Differences 0.1, -0.1, 0.3: mean 0.1, deviation 0.2; Student's t of 2 degrees of freedom, one-sided 95 %: 2.91999.
     assert by_hand["mean_difference"] == pytest.approx(0.1)
     assert by_hand["upper_bound"] == pytest.approx(0.1 + 2.919986 * 0.2 / 3**0.5)

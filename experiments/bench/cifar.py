@@ -1,15 +1,16 @@
 """CIFAR-10: the KID of our DCGAN against that of the same network trained in PyTorch, in pairs of equal seeds.
 
     ganstyle train dcgan --data CIFAR10 --image-size 32 --width 16 --steps 2000 --keep-every 100 \
-        --checkpoint-every 100 --seed 0 --run-dir runs/cifar/ours/seed0                       # and seeds 1 to 4
+        --checkpoint-every 100 --seed 0 --run-dir runs/cifar/ours/seed0                       # and the other seeds
     python experiments/bench/train_torch.py --data CIFAR10 --seeds 0 1 2 3 4 --width 16 --paired \
-        --save-at 1800 1900 2000 --out runs/cifar/torch
-    python experiments/bench/cifar.py --data CIFAR10
+        --ema-halflife-images 10000 --save-at 1800 1900 2000 --out runs/cifar/torch
+    python experiments/bench/cifar.py --data CIFAR10 --seeds 0 1 2 3 4
 
 The two of a pair have the same weights to begin with, the same images in the same order and the same latents, so that
-they compute the same until rounding has driven them apart, which takes some hundred steps. Pictures are drawn from the
-last weights with statistics estimated anew, from the same latents on both sides, and measured by the same code against
-the same real images. A generator's KID swings from step to step; a run's figure is the mean over the last checkpoints.
+they compute the same until rounding has driven them apart, which takes some hundred steps. Pictures are drawn with
+statistics estimated anew, from the same latents on both sides, and measured by the same code against the same real
+images: those of the averaged weights, which samples are made from, at the last step; and those of the last weights,
+whose KID swings from step to step, at several checkpoints, a run's figure being the mean over them.
 
 What is claimed: ours is not worse than PyTorch's by more than 5 %. The upper end of a one-sided 95 % confidence
 interval of the mean paired difference (Student's t) is divided by PyTorch's mean.
@@ -18,6 +19,7 @@ interval of the mean paired difference (Student's t) is divided by PyTorch's mea
 import dataclasses
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -35,9 +37,10 @@ class Settings:
 
     data: str = "cifar10.zip"  # the images of training, as `ganstyle train --data` takes them
     ours: Path = Path("runs/cifar/ours")  # folder of seed0, seed1, ...
-    torch: Path = Path("runs/cifar/torch")  # folder of netG_SEED_STEP.pth
+    torch: Path = Path("runs/cifar/torch")  # folder of averageG_SEED_STEP.pth and netG_SEED_STEP.pth
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    steps: tuple[int, ...] = (1_800, 1_900, 2_000)  # checkpoints whose figures are averaged
+    average_at: tuple[int, ...] = (2_000,)  # steps whose averaged weights are measured
+    last_at: tuple[int, ...] = (1_800, 1_900, 2_000)  # those whose last weights are
     count: int = 2_000  # pictures of each generator; KID is unbiased, so that few will do
     real_count: int = 5_000
     # the third block of VGG-19 with features of the order of 1, which KID's kernel is made for: a file, and the layer
@@ -53,22 +56,21 @@ def main(settings: Settings) -> dict[str, Any]:
     real = evaluate.look_at_source(settings.data, network, chosen, 32, 3)
     rows = []
     for seed in settings.seeds:
-        for step in settings.steps:
-            with tempfile.TemporaryDirectory() as folder:
-                convert.import_files([settings.torch / f"netG_{seed}_{step}.pth"], Path(folder, "run"))
-                torch = runs.load(Path(folder, "run"), batch_norm="standing")
-            for side, run in {
-                "ours": runs.load(settings.ours / f"seed{seed}", step, weights="last"),
-                "torch": torch,
-            }.items():
-                drawn = evaluate.drawn_by(run.method, run.cfg, run.state, settings.count, seed)
-                record = evaluate.compare(real, evaluate.look(*drawn, network, chosen), network, chosen)
-                rows.append({"side": side, "seed": seed, "step": step} | record["metrics"])
-                print(rows[-1], flush=True)
+        for weights, step, side, run in generators(settings, seed):
+            drawn = evaluate.drawn_by(run.method, run.cfg, run.state, settings.count, seed)
+            found = evaluate.compare(real, evaluate.look(*drawn, network, chosen), network, chosen)
+            rows.append({"weights": weights, "side": side, "seed": seed, "step": step} | found["metrics"])
+            print(rows[-1], flush=True)
+    protocol = found["protocol"]
+    protocol["fake"] = {name: value for name, value in protocol["fake"].items() if name != "weights"}  # in the rows
     record = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")),
-        "protocol": record["protocol"],
-        "summary": {metric: summary(rows, settings.seeds, metric) for metric in ("kid", "fid")},
+        "protocol": protocol,
+        "summary": {
+            f"{metric} of {weights} weights": summary(rows, settings.seeds, weights, metric)
+            for weights in dict.fromkeys(row["weights"] for row in rows)
+            for metric in ("kid", "fid")
+        },
         "rows": rows,
     }
     print(table(record))
@@ -77,14 +79,25 @@ def main(settings: Settings) -> dict[str, Any]:
     return record
 
 
-def summary(rows: list[dict[str, Any]], seeds: tuple[int, ...], metric: str) -> dict[str, Any]:
+def generators(settings: Settings, seed: int) -> Iterator[tuple[str, int, str, runs.LoadedRun]]:
+    """(weights, step, side, run) of a pair."""
+    of = {"average": ("averageG", settings.average_at), "last": ("netG", settings.last_at)}
+    for weights, (name, steps) in of.items():
+        for step in steps:
+            yield weights, step, "ours", runs.load(settings.ours / f"seed{seed}", step, weights=weights)
+            with tempfile.TemporaryDirectory() as folder:
+                convert.import_files([settings.torch / f"{name}_{seed}_{step}.pth"], Path(folder, "run"))
+                yield weights, step, "torch", runs.load(Path(folder, "run"), batch_norm="standing")
+
+
+def summary(rows: list[dict[str, Any]], seeds: tuple[int, ...], weights: str, metric: str) -> dict[str, Any]:
     """Means of each seed and side over the checkpoints, and the bound on the mean paired difference."""
     import scipy.stats
 
-    means = {
-        side: [fmean(row[metric] for row in rows if (row["side"], row["seed"]) == (side, seed)) for seed in seeds]
-        for side in ("ours", "torch")
-    }
+    def mean(side: str, seed: int) -> float:
+        return fmean(r[metric] for r in rows if (r["weights"], r["side"], r["seed"]) == (weights, side, seed))
+
+    means = {side: [mean(side, seed) for seed in seeds] for side in ("ours", "torch")}
     differences = [ours - torch for ours, torch in zip(means["ours"], means["torch"], strict=True)]
     reference = fmean(means["torch"])
     error = stdev(differences) / len(seeds) ** 0.5

@@ -5,10 +5,14 @@
 The same network, optimizers, losses, batch size and number of steps as `ganstyle train dcgan`, and the same images in
 the same order (`data.Batches`). The weights to begin with and the latents are PyTorch's own draws, or with `--paired`
 those that our training has of the same seed: the two then compute the same until rounding has driven them apart.
-Leaves netG_SEED_STEP.pth, state dicts as `torch.save` writes them, and train.json with the command, the machine and the
-versions.
+With `--ema-halflife-images` it keeps the average of the generator's weights that ours keeps.
+
+Leaves netG_SEED_STEP.pth, state dicts as `torch.save` writes them, averageG_SEED_STEP.pth where an average is kept (its
+statistics are to be estimated anew: those in the file are of the last weights), and train.json with the command, the
+machine and the versions.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -40,6 +44,7 @@ class Settings:
     width: int = 32  # channels of the finest hidden layer
     batch_size: int = 64  # images in a step
     learning_rate: float = 2e-4  # of both networks
+    ema_halflife_images: float | None = None  # of the average of the generator's weights, if one is to be kept
     paired: bool = False  # begin with our weights and draw our latents, of the same seeds
     threads: int = machine.cores()  # of PyTorch
 
@@ -76,15 +81,24 @@ def train(settings: Settings, seed: int) -> float:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = torch_dcgan.adam(gen, settings.learning_rate), torch_dcgan.adam(disc, settings.learning_rate)
 
+    average = copy.deepcopy(gen)
+    decay = 0.5 ** (settings.batch_size / settings.ema_halflife_images) if settings.ema_halflife_images else 0.0
+
     start = time.perf_counter()
     for step, (images, z) in enumerate(zip(batches(source, settings, seed, steps), latents, strict=False)):
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
         disc_loss, gen_loss = torch_dcgan.train_step(gen, disc, *optimizers, images, torch.as_tensor(z))
+        if settings.ema_halflife_images:
+            with torch.no_grad():
+                for mean, weight in zip(average.parameters(), gen.parameters(), strict=True):
+                    mean.lerp_(weight, 1 - decay)
         if step % 500 == 0:
             print(f"seed {seed}, step {step}: losses {disc_loss.item():.3f} and {gen_loss.item():.3f}", flush=True)
         if step + 1 in settings.save_at:
-            with atomic_path(settings.out / f"netG_{seed}_{step + 1}.pth") as path:
-                torch.save(gen.state_dict(), path)
+            for name, network in {"netG": gen, "averageG": average if settings.ema_halflife_images else None}.items():
+                if network is not None:
+                    with atomic_path(settings.out / f"{name}_{seed}_{step + 1}.pth") as path:
+                        torch.save(network.state_dict(), path)
     return time.perf_counter() - start
 
 
