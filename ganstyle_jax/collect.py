@@ -1,4 +1,4 @@
-"""`ganstyle collect`: one table of many runs, with what they differ in and the mean and spread over their seeds."""
+"""`ganstyle collect`: a table of many runs, with what they differ in and the mean and spread over their seeds."""
 
 import dataclasses
 import math
@@ -34,9 +34,10 @@ CIRCUMSTANCES = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Runs of the same settings with different seeds."""
+    """Runs of the same method and settings with different seeds."""
 
-    settings: dict[str, Any]  # only those in which rows differ
+    method: str
+    settings: dict[str, Any]  # only those in which rows of this method differ
     runs: tuple[str, ...]  # folders
     steps: tuple[int, ...]  # how far each has come
     means: dict[str, float]  # of each metric's last value over the runs that have it
@@ -60,12 +61,21 @@ def collect(folders: Sequence[Path], force: bool = False) -> list[Row]:
     logged = {folder: last_values(folder) for folder in found}
     for folder, record in evaluated.items():
         logged[folder] |= {f"evaluation/{name}": value for name, value in runs.numbers_of(record).items()}
-    names = sorted({name for settings in described.values() for name in settings})
-    differing = [name for name in names if len({repr(s.get(name)) for s in described.values()}) > 1]
+    methods = dict.fromkeys(method for method, _ in described.values())
+    return [row for method in methods for row in _rows(method, described, logged)]
+
+
+def _rows(method: str, described: dict[Path, tuple[str, dict]], logged: dict[Path, dict[str, float]]) -> list[Row]:
+    """Those of one method: others have other settings."""
+    of_method = {folder: settings for folder, (name, settings) in described.items() if name == method}
+    names = sorted({name for settings in of_method.values() for name in settings})
+    differing = [name for name in names if len({repr(s.get(name)) for s in of_method.values()}) > 1]
     groups: dict[str, list[Path]] = {}
-    for folder, settings in described.items():
+    for folder, settings in of_method.items():
         groups.setdefault(repr([settings.get(name) for name in differing]), []).append(folder)
-    return [_row({name: described[of[0]].get(name) for name in differing}, of, logged) for of in groups.values()]
+    return [
+        _row(method, {name: of_method[of[0]].get(name) for name in differing}, of, logged) for of in groups.values()
+    ]
 
 
 def check_protocols(evaluated: dict[Path, dict]) -> None:
@@ -83,10 +93,10 @@ def check_protocols(evaluated: dict[Path, dict]) -> None:
             )
 
 
-def settings_of(description: dict) -> dict[str, Any]:
-    """All that decides a run's result but its seed."""
+def settings_of(description: dict) -> tuple[str, dict[str, Any]]:
+    """A run's method, and all else that decides its result but its seed."""
     loop = {name: value for name, value in description["loop"].items() if name not in CIRCUMSTANCES}
-    return {"method": description["method"], "data": description["data"]} | loop | description["config"]
+    return description["method"], {"data": description["data"]} | loop | description["config"]
 
 
 def last_values(folder: Path) -> dict[str, float]:
@@ -97,18 +107,25 @@ def last_values(folder: Path) -> dict[str, float]:
     return values
 
 
-def _row(settings: dict[str, Any], folders: list[Path], logged: dict[Path, dict[str, float]]) -> Row:
+def _row(method: str, settings: dict[str, Any], folders: list[Path], logged: dict[Path, dict[str, float]]) -> Row:
     values = [logged[folder] for folder in folders]
     means, spreads = {}, {}
     for name in dict.fromkeys(name for of in values for name in of if name != "step"):
         of_runs = [of[name] for of in values if name in of]
         means[name] = fmean(of_runs)
         spreads[name] = stdev(of_runs) if len(of_runs) > 1 else math.nan
-    return Row(settings, tuple(map(str, folders)), tuple(int(of["step"]) for of in values), means, spreads)
+    return Row(method, settings, tuple(map(str, folders)), tuple(int(of["step"]) for of in values), means, spreads)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown, one line for each row."""
+    """In Markdown, one line for each row; a table for each method where there are several."""
+    methods = list(dict.fromkeys(row.method for row in rows))
+    if len(methods) == 1:
+        return _table(rows)
+    return "\n\n".join(f"{name}\n\n{_table([row for row in rows if row.method == name])}" for name in methods)
+
+
+def _table(rows: Sequence[Row]) -> str:
     settings = list(rows[0].settings)
     metrics = list(dict.fromkeys(name for row in rows for name in row.means))
     lines = [[*settings, "runs", "steps", *metrics]]

@@ -404,12 +404,6 @@ def run(what: Path, options: Options, settings: Settings) -> dict[str, Any]:
                 raise UserError(f"--{name.replace('_', '-')} is for a run, and {what} is none")
         if options.reference is None:
             raise UserError("say with --reference what real images to compare with")
-    if settings.features == "auto" and features.default() != "inception":
-        print(
-            "measured in the features of the compact network, whose figures are not those of publications: for these "
-            "run `ganstyle weights fetch inception-fid` once",
-            file=sys.stderr,
-        )
     network = network_of(settings)
     image_size = channels = step = None
     if is_run:
@@ -427,6 +421,12 @@ def run(what: Path, options: Options, settings: Settings) -> dict[str, Any]:
         real = look_at_source(reference, network, settings, image_size, channels)
     if options.save_statistics is not None:
         features.save_statistics(options.save_statistics, real.gaussian, network, short_name(reference))
+    if settings.features == "auto" and features.default() != "inception":
+        print(
+            "measured in the features of the compact network, whose figures are not those of publications: for these "
+            "run `ganstyle weights fetch inception-fid` once",
+            file=sys.stderr,
+        )
     fake = look(shown, about | what_to_read(real.about["source"], settings), network, settings)
     record = {"step": step} | compare(real, fake, network, settings)
     if is_run:

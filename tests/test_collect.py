@@ -9,10 +9,10 @@ from ganstyle_jax import cli, collect, runs
 from ganstyle_jax.files import UserError
 
 
-def write_run(folder, seed, log, **config):
+def write_run(folder, seed, log, method="dcgan", **config):
     folder.mkdir(parents=True)
     loop = {"seed": seed, "batch_size": 8, "run_dir": str(folder), "devices": seed}
-    description = {"method": "dcgan", "config": {"loss": "hinge", "width": 8} | config, "data": "glyphs", "loop": loop}
+    description = {"method": method, "config": {"loss": "hinge", "width": 8} | config, "data": "glyphs", "loop": loop}
     (folder / "run.json").write_text(json.dumps(description))
     if log is not None:
         (folder / "metrics.jsonl").write_text(log)
@@ -34,6 +34,25 @@ def test_seeds_become_a_mean_and_a_spread(sweep):
     assert a.means == {"loss/gen": 1.5, "diversity": 0.5} and a.steps == (10, 10)
     assert a.spreads["loss/gen"] == pytest.approx(0.5**0.5) and math.isnan(a.spreads["diversity"])
     assert b.means == {"loss/gen": 7.0} and math.isnan(b.spreads["loss/gen"])
+
+
+def test_each_method_has_a_table_of_its_own(sweep, capsys):
+    write_run(sweep / "c", 0, '{"step": 3, "loss/style": 2.0}\n', method="gatys", loss="gram", pooling="max")
+    cli.main(["collect", str(sweep)])
+    assert capsys.readouterr().out.splitlines() == [
+        "dcgan",
+        "",
+        "| loss | runs | steps | loss/gen | diversity |",
+        "| --- | --- | --- | --- | --- |",
+        "| hinge | 2 | 10 | 1.5 ± 0.71 | 0.5 |",
+        "| wgan | 1 | 10 | 7 |  |",
+        "",
+        "gatys",
+        "",
+        "| runs | steps | loss/style |",
+        "| --- | --- | --- |",
+        "| 1 | 3 | 2 |",
+    ]
 
 
 def test_runs_without_a_log_yet(tmp_path):
