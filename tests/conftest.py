@@ -95,6 +95,15 @@ def float32_again():
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_forgotten():
+    """What a file's tests have compiled goes with them: kept to the end, it would fill 6 GB for each worker."""
+    import jax
+
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a file system of 2 MiB. Skips where this user may not mount one."""

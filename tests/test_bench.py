@@ -87,6 +87,7 @@ def test_times_float32_after_parity(torch_installed, tmp_path):
     assert done.stderr.index("parity:") < done.stderr.index("round 1 of 2")
 
 
+@pytest.mark.slow
 def test_times_bfloat16_after_parity_in_both_precisions(torch_installed, tmp_path):
     done = run_script(*TINY, "--no-compiled", "--dtype", "bfloat16", "--json", str(tmp_path / "record.json"))
     assert done.returncode == 0, done.stderr

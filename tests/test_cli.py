@@ -182,6 +182,7 @@ def test_config_with_tuples_is_read_back(pictures, tmp_path):
     assert ganstyle_jax.load(tmp_path / "run").sample(jax.random.key(0), 2).shape == (2, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_dry_run_counts_and_writes_nothing(trained, pictures, tmp_path, capsys):
     run_dir = tmp_path / "run"
     run = ["train", "dcgan", f"--data={pictures}", f"--run-dir={run_dir}", "--channels=1", "--steps=4", *TINY]
@@ -594,6 +595,7 @@ def test_convert_from_pytorch_and_back(torch, netG_netD, tmp_path, capsys):  # n
                 assert torch.equal(state[key], value), (path, key)
 
 
+@pytest.mark.slow
 def test_begin_with_weights_from_pytorch(netG_netD, pictures, tmp_path):  # noqa: N803
     assert ganstyle("convert", tmp_path / "netG.pth", f"--out={tmp_path / 'imported'}") == 0
     run = ["train", "dcgan", f"--data={pictures}", f"--run-dir={tmp_path / 'run'}", *TINY, "--steps=1"]

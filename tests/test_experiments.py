@@ -84,6 +84,7 @@ def mnist_runs(home, digits, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_mnist_trains_one_run_for_each_seed(mnist_runs):
     runs = [ganstyle_jax.load(mnist_runs / f"seed{seed}") for seed in (0, 1)]
     assert [run.step for run in runs] == [2, 2]
@@ -91,6 +92,7 @@ def test_mnist_trains_one_run_for_each_seed(mnist_runs):
     assert np.abs(weights[0] - weights[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_load_reads_the_step_that_is_asked_for(mnist_runs):
     first, last = ganstyle_jax.load(mnist_runs / "seed0", step=1), ganstyle_jax.load(mnist_runs / "seed0")
     assert (first.step, int(first.state.step), last.step) == (1, 1, 2)
@@ -98,6 +100,7 @@ def test_load_reads_the_step_that_is_asked_for(mnist_runs):
         ganstyle_jax.load(mnist_runs / "seed0", step=7)
 
 
+@pytest.mark.slow
 def test_mnist_measures(mnist_runs, digits, data_dir, capsys):
     loop = Loop(mnist_runs, steps=2, batch_size=4, checkpoint_every=1, devices=1, resume="auto")
     load_script("mnist").main(
@@ -109,6 +112,7 @@ def test_mnist_measures(mnist_runs, digits, data_dir, capsys):
     assert all(float(line.split("LeNet-FD ")[1].split()[0]) > 100 and "images 1.27)" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_mnist_comparison_of_a_run_with_itself_gives_one(mnist_runs, data_dir, tmp_path):
     script = load_script("bench/mnist")
     for seed in (0, 1):  # our own last weights, as if PyTorch had trained them
@@ -164,6 +168,7 @@ def test_mnist_in_pytorch(torch, digits, tmp_path):
     assert set(json.loads((tmp_path / "train.json").read_text())["seconds"]) == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_training_in_pytorch_begins_and_draws_as_ours_does(torch, digits, mnist_runs, tmp_path):
     script = load_script("bench/train_torch")
     cfg, loop = (runs.read(mnist_runs / "seed1")[part] for part in ("config", "loop"))
@@ -262,6 +267,7 @@ def test_cifar_against_itself_is_no_worse(torch, zipped, tmp_path, home):
     assert by_hand["upper_bound"] == pytest.approx(0.1 + 2.919986 * 0.2 / 3**0.5)
 
 
+@pytest.mark.slow
 def test_kills_sees_a_flipped_bit_and_a_lost_file(mnist_runs, tmp_path):
     script = load_script("kills")
     shutil.copytree(mnist_runs / "seed0", tmp_path / "run")
@@ -343,6 +349,7 @@ def test_distillation_takes_two_steps_and_goes_on(quick_compile, data_dir, pictu
     assert np.abs(longer - first).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_pruned_of_nothing_the_teacher_keeps_what_it_tells(quick_compile, data_dir, monkeypatch):
     script = load_script("distill_vgg")
     teacher, params = weights.read(data_dir / "weights" / "vgg19_16x_distilled" / "5SE.pth")
@@ -354,6 +361,7 @@ def test_pruned_of_nothing_the_teacher_keeps_what_it_tells(quick_compile, data_d
         np.testing.assert_allclose(found[tap], expected, atol=1e-4, err_msg=tap)
 
 
+@pytest.mark.slow
 def test_optimizers_of_style_transfer_are_compared(quick_compile, torch, tmp_path, capsys):
     script = load_script("bench/gatys_optimizers")
     network = vgg.VGG(((3,), (3,), (3,), (3,), (3,)), padding="reflect")
@@ -382,6 +390,7 @@ def test_optimizers_of_style_transfer_are_compared(quick_compile, torch, tmp_pat
     assert "ours over the best of torch" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compact_network_is_compared_with_its_teacher(quick_compile, data_dir, tmp_path, monkeypatch):
     script = load_script("compact_against_teacher")
     monkeypatch.setattr(script.gatys, "Config", functools.partial(script.gatys.Config, steps=3))

@@ -179,6 +179,7 @@ def test_style_masks_and_what_is_begun_with(place, tmp_path):
 # Folders
 
 
+@pytest.mark.slow
 def test_folders_of_contents_and_of_styles(place, tmp_path):
     """Four pictures of one shape and two of another, each on a device; every one as it would be by itself."""
     out = tmp_path / "new" / "results"
@@ -234,6 +235,7 @@ def test_a_folder_without_the_right_to_write(place, tmp_path, capsys):
 # How it is computed
 
 
+@pytest.mark.slow
 def test_rows_and_tiles_change_nothing(place, tmp_path):
     for name, args in {"plain": [ADAM], "rows": [ADAM, "--parallel=rows"], "tiles": [ADAM, "--tile=16"]}.items():
         out = tmp_path / f"{name}.png"
@@ -258,6 +260,7 @@ def test_teams_of_devices_share_the_rows_of_a_picture_each(place, tmp_path, caps
         np.testing.assert_allclose(*([step["loss"] for step in steps] for steps in (ours, others)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_a_team_give_the_loss_and_gradient_of_one_device(x64):
     """In float64, on devices that are not the first ones."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), TINY.init(jax.random.key(0)))

@@ -23,7 +23,7 @@ from ganstyle_jax.files import UserError
 from ganstyle_jax.gan import dcgan
 from ganstyle_jax.train import SMALLEST_CUT, Loop, check_finite, collapse_warning, diversity, drop_lines_after, run
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = pytest.mark.usefixtures("home", "quick_compile")
 
 WGAN = small_wgan.Config(latent_dim=4, width=8)
 DCGAN = dcgan.Config(image_size=16, width=4, latent_dim=8)
@@ -341,6 +341,7 @@ def test_sharded_state_gives_the_same_and_is_restored_anywhere(pictures, tmp_pat
     assert farthest(state, expected) < 1e-9
 
 
+@pytest.mark.slow
 def test_state_shared_within_groups_is_the_same(pictures, tmp_path):
     """Two axes: the batch over both, the state over one. Checkpoints know nothing of it."""
     cfg = small_wgan.Config(latent_dim=16, width=64, dtype="float64")

@@ -221,7 +221,7 @@ def test_normalised_vgg19_of_adain(torch, tmp_path):
     "network, is_zip, platform",
     [
         (vgg.VGG16, False, "xla"),
-        (vgg.VGG19, True, "cpu"),
+        pytest.param(vgg.VGG19, True, "cpu", marks=pytest.mark.slow),
         pytest.param(vgg.VGG16, True, "cpu", marks=pytest.mark.slow),
         pytest.param(vgg.VGG19, False, "xla", marks=pytest.mark.slow),
     ],
