@@ -148,6 +148,9 @@ def plan(content: Path, styles: tuple[Path, ...], cfg: gatys.Config, settings: S
     """What is to be made of which files. UserError for what cannot be, before anything is read."""
     if not styles:
         raise UserError(f"no style is given: name at least one picture after {content}")
+    others = [file for file in (*settings.content_mask, *settings.style_mask, settings.init_image) if file]
+    if missing := [str(file) for file in (content, *styles, *others) if not file.exists()]:
+        raise UserError(f"there is no picture {' and no '.join(missing)}")
     first, many_styles = styles[0], any(style.is_dir() for style in styles)
     if many_styles and styles[1:]:
         raise UserError("a folder of styles must be the only STYLE: each picture in it is a style by itself")
@@ -171,7 +174,7 @@ def plan(content: Path, styles: tuple[Path, ...], cfg: gatys.Config, settings: S
                 orders.append(Order(file, blend, settings.out / f"{name}.png"))
         check_folder(settings.out, [order.out.name for order in orders])
     given = {file.resolve() for order in orders for file in (order.content, *order.styles)}
-    given |= {file.resolve() for file in (*settings.content_mask, *settings.style_mask, settings.init_image) if file}
+    given |= {file.resolve() for file in others}
     makers: dict[Path, Order] = {}
     for order in orders:
         if order.out in makers:

@@ -383,6 +383,7 @@ PAIR = ["content.png", "style.jpg"]
         (["content.png"], "no style is given: name at least one picture after"),
         (["none.png", "style.jpg"], "there is no picture .*none.png"),
         (["content.png", "none.jpg"], "there is no picture .*none.jpg"),
+        (["none.png", "none.jpg"], "there is no picture .*none.png and no .*none.jpg"),
         (["cut.jpg", "style.jpg"], "cut.jpg cannot be read as a picture: Truncated"),
         (["content.png", "cut.jpg"], "cut.jpg cannot be read as a picture"),
         (["pixel.png", "style.jpg"], "pixel.png has 1 x 1 pixels; at least 2 x 2 are needed"),
