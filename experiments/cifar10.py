@@ -5,7 +5,7 @@ Paper: DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434), which uses CIFAR
 Data: CIFAR-10 (Krizhevsky 2009), 50,000 photographs of 10 classes, https://www.cs.toronto.edu/~kriz/cifar.html, which
     states no licence: `ganstyle data prepare cifar10` downloads and stores it; or give a folder or zip of its images.
 Hardware and time: not run in full yet; about as long as MNIST for each step, at twice the width.
-Expected: no number yet; 64 pictures are in samples/ of the run folder, one grid every 500 steps.
+Expected: no number yet for this size; 64 pictures are in samples/ of the run folder, one grid every 500 steps.
 Command: python experiments/cifar10.py
 """
 
