@@ -26,7 +26,6 @@ which has none; so our non-saturating one is measured with its last weights too.
 
 import dataclasses
 import sys
-import tempfile
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -184,9 +183,7 @@ def generators(name: str, settings: Settings):
     for seed in settings.seeds:
         path = settings.folder / name / "torch" / f"netG_{seed}_{settings.steps}.pth"
         if path.exists():
-            with tempfile.TemporaryDirectory() as folder:
-                convert.import_files([path], Path(folder, "run"))
-                yield "PyTorch", "non_saturating", seed, runs.load(Path(folder, "run"), batch_norm="standing")
+            yield "PyTorch", "non_saturating", seed, convert.load([path], batch_norm="standing")
 
 
 def table(rows: list[dict[str, Any]], name: str) -> str:

@@ -8,9 +8,10 @@ main.1, main.3, main.4, main.6, ... in the generator and main.0, main.2, main.3,
 
 import dataclasses
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -81,6 +82,13 @@ def import_files(paths: list[Path], out: Path) -> str:
     checkpoints.save(0, jax.tree.map(jax.numpy.asarray, state))
     checkpoints.close()
     return f"{' and '.join(found)} of {cfg.image_size} pixels, width {cfg.width}, are in the run folder {out}"
+
+
+def load(paths: list[Path], **overrides: Any) -> runs.LoadedRun:
+    """What `import_files` makes of the files, as `runs.load` gives it, and no run folder left."""
+    with tempfile.TemporaryDirectory() as folder:
+        import_files(paths, Path(folder, "run"))
+        return runs.load(Path(folder, "run"), **overrides)
 
 
 def read_file(path: Path) -> StateDict:

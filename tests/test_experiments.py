@@ -172,15 +172,14 @@ def test_mnist_in_pytorch(torch, digits, tmp_path):
 def test_training_in_pytorch_begins_and_draws_as_ours_does(torch, digits, mnist_runs, tmp_path):
     script = load_script("bench/train_torch")
     cfg, loop = (runs.read(mnist_runs / "seed1")[part] for part in ("config", "loop"))
-    sizes = {"image_size": cfg["image_size"], "width": cfg["width"], "batch_size": loop["batch_size"]}
+    same = ("image_size", "width", "ema_halflife_images")
+    sizes = {name: cfg[name] for name in same} | {"batch_size": loop["batch_size"]}
     threads = torch.get_num_threads()
-    sizes |= {"ema_halflife_images": cfg["ema_halflife_images"]}
     script.main(script.Settings(str(digits), tmp_path, seeds=(1,), save_at=(2,), paired=True, threads=1, **sizes))
     torch.set_num_threads(threads)
     state = runs.load(mnist_runs / "seed1").state
     for name, ours in {"netG": state.gen.params, "averageG": state.ema}.items():
-        convert.import_files([tmp_path / f"{name}_1_2.pth"], tmp_path / name)
-        theirs = runs.load(tmp_path / name).state.gen.params
+        theirs = convert.load([tmp_path / f"{name}_1_2.pth"]).state.gen.params
         for a, b in zip(jax.tree.leaves(theirs), jax.tree.leaves(ours), strict=True):
             # Adam's first steps are as long for a gradient of rounding's size as for any, in either direction.
             assert np.median(np.abs(a - b)) < 1e-7

@@ -66,6 +66,13 @@ def assert_same(found, expected, rtol):
         ((64, 64), 32, {"padding": "zeros"}, "gram"),
         ((45, 90), 48, {"padding": "replicate", "pooling": "average"}, "wasserstein"),
         ((33, 100), 1000, {"padding": "zeros", "first_padding": "reflect", "ceil_mode": True}, "gram"),
+        # the other style loss for each
+        pytest.param((64, 64), 32, {"padding": "zeros"}, "wasserstein", marks=pytest.mark.slow),
+        pytest.param((45, 90), 48, {"padding": "replicate", "pooling": "average"}, "gram", marks=pytest.mark.slow),
+        pytest.param(
+            *((33, 100), 1000, {"padding": "zeros", "first_padding": "reflect", "ceil_mode": True}, "wasserstein"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_tiles_give_the_loss_and_gradient_of_the_whole(exact, shape, tile, changes, style_loss):

@@ -18,7 +18,6 @@ interval of the mean paired difference (Student's t) is divided by PyTorch's mea
 
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
@@ -62,7 +61,7 @@ def main(settings: Settings) -> dict[str, Any]:
             rows.append({"weights": weights, "side": side, "seed": seed, "step": step} | found["metrics"])
             print(rows[-1], flush=True)
     protocol = found["protocol"]
-    protocol["fake"] = {name: value for name, value in protocol["fake"].items() if name != "weights"}  # in the rows
+    del protocol["fake"]["weights"]  # they are in the rows
     record = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")),
         "protocol": protocol,
@@ -85,9 +84,8 @@ def generators(settings: Settings, seed: int) -> Iterator[tuple[str, int, str, r
     for weights, (name, steps) in of.items():
         for step in steps:
             yield weights, step, "ours", runs.load(settings.ours / f"seed{seed}", step, weights=weights)
-            with tempfile.TemporaryDirectory() as folder:
-                convert.import_files([settings.torch / f"{name}_{seed}_{step}.pth"], Path(folder, "run"))
-                yield weights, step, "torch", runs.load(Path(folder, "run"), batch_norm="standing")
+            path = settings.torch / f"{name}_{seed}_{step}.pth"
+            yield weights, step, "torch", convert.load([path], batch_norm="standing")
 
 
 def summary(rows: list[dict[str, Any]], seeds: tuple[int, ...], weights: str, metric: str) -> dict[str, Any]:

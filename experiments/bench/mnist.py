@@ -16,7 +16,6 @@ ours in their place, which is what `ganstyle sample` draws from. Below 1 ours ar
 import dataclasses
 import re
 import sys
-import tempfile
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -90,12 +89,7 @@ def measure(side: str, path: Path, step: int, seed: int, settings: Settings) -> 
 
     from ganstyle_jax import convert
 
-    with tempfile.TemporaryDirectory() as folder:
-        if side == TORCH:
-            convert.import_files([path], Path(folder, "run"))
-            run = runs.load(Path(folder, "run"))
-        else:
-            run = runs.load(path, step)
+    run = convert.load([path]) if side == TORCH else runs.load(path, step)
     rows = []
     for weights, statistics in VARIANTS if side == OURS else [v for v in VARIANTS if v[0] == "last"]:
         cfg = dataclasses.replace(run.cfg, weights=weights, batch_norm=statistics)

@@ -81,24 +81,25 @@ def train(settings: Settings, seed: int) -> float:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = torch_dcgan.adam(gen, settings.learning_rate), torch_dcgan.adam(disc, settings.learning_rate)
 
-    average = copy.deepcopy(gen)
-    decay = 0.5 ** (settings.batch_size / settings.ema_halflife_images) if settings.ema_halflife_images else 0.0
+    saved, decay = {"netG": gen}, 0.0
+    if settings.ema_halflife_images:
+        saved["averageG"] = copy.deepcopy(gen)
+        decay = 0.5 ** (settings.batch_size / settings.ema_halflife_images)
 
     start = time.perf_counter()
     for step, (images, z) in enumerate(zip(batches(source, settings, seed, steps), latents, strict=False)):
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
         disc_loss, gen_loss = torch_dcgan.train_step(gen, disc, *optimizers, images, torch.as_tensor(z))
-        if settings.ema_halflife_images:
+        if average := saved.get("averageG"):
             with torch.no_grad():
                 for mean, weight in zip(average.parameters(), gen.parameters(), strict=True):
                     mean.lerp_(weight, 1 - decay)
         if step % 500 == 0:
             print(f"seed {seed}, step {step}: losses {disc_loss.item():.3f} and {gen_loss.item():.3f}", flush=True)
         if step + 1 in settings.save_at:
-            for name, network in {"netG": gen, "averageG": average if settings.ema_halflife_images else None}.items():
-                if network is not None:
-                    with atomic_path(settings.out / f"{name}_{seed}_{step + 1}.pth") as path:
-                        torch.save(network.state_dict(), path)
+            for name, network in saved.items():
+                with atomic_path(settings.out / f"{name}_{seed}_{step + 1}.pth") as path:
+                    torch.save(network.state_dict(), path)
     return time.perf_counter() - start
 
 
