@@ -12,13 +12,13 @@ Command: python experiments/celeba.py --data img_align_celeba.zip
 
 from pathlib import Path
 
-from ganstyle_jax import cli
+from ganstyle_jax.commands import train as command
 from ganstyle_jax.gan import dcgan
-from ganstyle_jax.train import Loop
+from ganstyle_jax.loop.train import Loop
 
 DATA = "tfds:celeb_a"
 CONFIG = dcgan.Config(image_size=64)
 LOOP = Loop(run_dir=Path("runs/celeba"), steps=50_000, batch_size=128, resume="auto")
 
 if __name__ == "__main__":
-    cli.experiment("dcgan", __doc__, DATA, LOOP, CONFIG)
+    command.experiment("dcgan", __doc__, DATA, LOOP, CONFIG)

@@ -11,13 +11,13 @@ Command: python experiments/cifar10.py
 
 from pathlib import Path
 
-from ganstyle_jax import cli
+from ganstyle_jax.commands import train as command
 from ganstyle_jax.gan import dcgan
-from ganstyle_jax.train import Loop
+from ganstyle_jax.loop.train import Loop
 
 DATA = "tfds:cifar10"
 CONFIG = dcgan.Config(image_size=32, width=64)
 LOOP = Loop(run_dir=Path("runs/cifar10"), steps=50_000, resume="auto")
 
 if __name__ == "__main__":
-    cli.experiment("dcgan", __doc__, DATA, LOOP, CONFIG)
+    command.experiment("dcgan", __doc__, DATA, LOOP, CONFIG)

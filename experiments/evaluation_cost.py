@@ -24,8 +24,9 @@ from typing import Any
 
 import tyro
 
-from ganstyle_jax import cli, evaluate
-from ganstyle_jax.files import UserError
+from ganstyle_jax.commands import flags
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge import evaluate
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
 import machine
@@ -67,7 +68,7 @@ def main(settings: Settings) -> None:
 
 def cost(settings: Settings, count: int) -> dict[str, Any]:
     """Seconds and peak memory of FID and KID of `count` images against as many."""
-    cli.use_cache()
+    flags.use_cache()
     chosen = evaluate.Settings(("fid", "kid"), settings.features, count=count, real_count=count)
     start = time.perf_counter()
     network = evaluate.network_of(chosen)

@@ -14,13 +14,13 @@ Command: python experiments/flowers.py --data 102flowers.tgz
 
 from pathlib import Path
 
-from ganstyle_jax import cli
+from ganstyle_jax.commands import train as command
 from ganstyle_jax.gan import dcgan
-from ganstyle_jax.train import Loop
+from ganstyle_jax.loop.train import Loop
 
 DATA = "102flowers.tgz"
 CONFIG = dcgan.Config(image_size=64, augment="color,translation")
 LOOP = Loop(run_dir=Path("runs/flowers"), steps=20_000, resume="auto")
 
 if __name__ == "__main__":
-    cli.experiment("dcgan", __doc__, DATA, LOOP, CONFIG)
+    command.experiment("dcgan", __doc__, DATA, LOOP, CONFIG)

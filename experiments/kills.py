@@ -41,8 +41,8 @@ import numpy as np
 import tyro
 
 import ganstyle_jax
-from ganstyle_jax.checkpoints import digest
-from ganstyle_jax.files import UserError
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop.checkpoints import digest
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
 import machine

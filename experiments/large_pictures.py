@@ -28,8 +28,9 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from ganstyle_jax import cli, vgg, weights
-from ganstyle_jax.files import UserError
+from ganstyle_jax.commands import flags
+from ganstyle_jax.features import vgg, weights
+from ganstyle_jax.io.files import UserError
 from ganstyle_jax.style import gatys
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
@@ -50,7 +51,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    cli.use_cache()
+    flags.use_cache()
     if settings.one is not None:
         print(json.dumps(peak(*settings.one)))
         return

@@ -15,8 +15,8 @@ the test set). The distance falls with the number of samples, so compare 10,000 
 images, treated the same way, give the orientation value 1.27; twelve random draws of 10,000 training images, which a
 perfect generator would be like, gave 1.01 +- 0.07 (standard deviation), so smaller differences mean nothing.
 
-The digits are counted as `ganstyle_jax.metrics.modes` counts classes. A sample is readable if its likeliest digit has
-at least the probability that all but 1 in 200 images of the test set have.
+The digits are counted as `ganstyle_jax.judge.metrics.modes` counts classes. A sample is readable if its likeliest digit
+has at least the probability that all but 1 in 200 images of the test set have.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ import numpy as np
 import tyro
 
 from ganstyle_jax.data import open_source
-from ganstyle_jax.files import UserError
-from ganstyle_jax.images import to_uint8
-from ganstyle_jax.metrics import distances, modes
-from ganstyle_jax.torch_files import find_state_dict, read_state_dict
+from ganstyle_jax.features.torch_files import find_state_dict, read_state_dict
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.io.images import to_uint8
+from ganstyle_jax.judge.metrics import distances, modes
 
 DATA = Path(os.environ.get("GANSTYLE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 IMAGE_SIZE = 32

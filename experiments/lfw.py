@@ -16,13 +16,13 @@ Command: python experiments/lfw.py --data lfw.tgz
 
 from pathlib import Path
 
-from ganstyle_jax import cli
+from ganstyle_jax.commands import train as command
 from ganstyle_jax.gan import dcgan
-from ganstyle_jax.train import Loop
+from ganstyle_jax.loop.train import Loop
 
 DATA = "lfw.tgz"
 CONFIG = dcgan.Config(image_size=64, augment="color,translation")
 LOOP = Loop(run_dir=Path("runs/lfw"), steps=20_000, resume="auto")
 
 if __name__ == "__main__":
-    cli.experiment("dcgan", __doc__, DATA, LOOP, CONFIG)
+    command.experiment("dcgan", __doc__, DATA, LOOP, CONFIG)

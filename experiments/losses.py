@@ -8,7 +8,7 @@ Data: 20,000 glyphs of 32 pixels, digits on black, drawn once; mnist.npz as expe
 Hardware and time: 40 minutes on 2 cores of an Intel Xeon, a set on each, beside other work; a third of it for
     Wasserstein with its penalty.
 Expected: FID of glyphs 20 (non-saturating, in PyTorch 19), 27 (least squares), 18 (hinge), 124 (Wasserstein), 165
-    (minimax); LeNet-FD of MNIST 97 (in PyTorch 132), 104, 97, 149, 1190. The README has the tables, and the spread.
+    (minimax); LeNet-FD of MNIST 97 (in PyTorch 132), 104, 97, 149, 1190. Tables: docs/measured.md.
 Commands, the last two after the others and side by side:
     python experiments/losses.py --draw                         # runs/losses/glyphs.npz, for PyTorch
     python experiments/bench/train_torch.py --data runs/losses/glyphs.npz --out runs/losses/glyphs/torch \
@@ -34,9 +34,12 @@ import lenet_fd
 import numpy as np
 import tyro
 
-from ganstyle_jax import cli, convert, data, evaluate, runs, train
-from ganstyle_jax.files import UserError, atomic_path
-from ganstyle_jax.gan import dcgan
+from ganstyle_jax import data
+from ganstyle_jax.commands import flags
+from ganstyle_jax.gan import convert, dcgan
+from ganstyle_jax.io.files import UserError, atomic_path
+from ganstyle_jax.judge import evaluate
+from ganstyle_jax.loop import runs, train
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
 import machine
@@ -79,7 +82,7 @@ class Settings:
 
 
 def main(settings: Settings) -> dict[str, Any]:
-    cli.use_cache()
+    flags.use_cache()
     sources = {
         "glyphs": glyphs(settings.folder / "glyphs.npz", settings.kind, settings.glyphs),
         "mnist": settings.mnist,

@@ -28,10 +28,14 @@ import numpy as np
 import tyro
 from tqdm import trange
 
-from ganstyle_jax import cli, data, glyph_reader, glyphs
-from ganstyle_jax.files import UserError, atomic_path
-from ganstyle_jax.images import to_uint8
-from ganstyle_jax.metrics import distances, features, modes
+from ganstyle_jax import data
+from ganstyle_jax.commands import flags
+from ganstyle_jax.data import glyphs
+from ganstyle_jax.features import glyph_reader
+from ganstyle_jax.io.files import UserError, atomic_path
+from ganstyle_jax.io.images import to_uint8
+from ganstyle_jax.judge import features, networks, sets
+from ganstyle_jax.judge.metrics import distances, modes
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
 import machine
@@ -55,7 +59,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    cli.use_cache()
+    flags.use_cache()
     real, other = draw(REAL_SEED, settings.images), draw(OTHER_SEED, settings.images)
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "numpy", "scipy")),
@@ -121,12 +125,12 @@ def reader_features(images: np.ndarray) -> np.ndarray:
 def compact_features(images: np.ndarray) -> np.ndarray:
     """(n, 352) float32, of the compact perceptual network, averaged over the picture."""
     network = compact()
-    return features.extract(network, features.images_from(images, network))[0]
+    return features.extract(network, sets.images_from(images, network))[0]
 
 
 @functools.cache
-def compact() -> features.FeatureNetwork:
-    return features.feature_network("compact")
+def compact() -> networks.FeatureNetwork:
+    return networks.feature_network("compact")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

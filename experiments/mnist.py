@@ -19,9 +19,10 @@ import lenet_fd
 import tyro
 
 import ganstyle_jax
-from ganstyle_jax import cli, train
-from ganstyle_jax.files import UserError
+from ganstyle_jax.commands import flags
 from ganstyle_jax.gan import dcgan
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop import train
 
 CONFIG = dcgan.Config(image_size=32, width=32)
 LOOP = train.Loop(
@@ -49,7 +50,7 @@ def main(
         loop: the settings of the loop.
         config: the settings of the network.
     """
-    cli.use_cache()
+    flags.use_cache()
     for seed in seeds:
         run_dir = (loop.run_dir or Path("runs/mnist")) / f"seed{seed}"
         train.run(dcgan, config, data, dataclasses.replace(loop, run_dir=run_dir, seed=seed))

@@ -9,7 +9,7 @@ Expected: experiments/results/glyph_reader.json: all but 1 of 25,000 fresh glyph
     noise, blots, blends, pieces and blurred glyphs 95 to 100 %, of two glyphs one over the other 87 %, and of glyphs
     with the left half of one and the right half of another, which were not trained on, 79 %. The font is right in 63
     to 75 %, the angle is 2 degrees off.
-Command: python experiments/train_glyph_reader.py --out ganstyle_jax/glyph_reader.safetensors
+Command: python experiments/train_glyph_reader.py --out ganstyle_jax/features/glyph_reader.safetensors
 
 Three of four images of a batch are glyphs, moved, turned, warped, blurred, in other contrast and with noise, all within
 what a person reads without effort. The fourth is unreadable: noise, blots, two glyphs blended or one over the other, a
@@ -34,10 +34,13 @@ from jax import lax
 from scipy.optimize import minimize_scalar
 from tqdm import trange
 
-from ganstyle_jax import cli, data, glyph_reader, glyphs
-from ganstyle_jax.files import UserError
-from ganstyle_jax.glyph_reader import CLASSES, Reader
-from ganstyle_jax.images import LUMA
+from ganstyle_jax import data
+from ganstyle_jax.commands import flags
+from ganstyle_jax.data import glyphs
+from ganstyle_jax.features import glyph_reader
+from ganstyle_jax.features.glyph_reader import CLASSES, Reader
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.io.images import LUMA
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
 import machine
@@ -69,7 +72,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    cli.use_cache()
+    flags.use_cache()
     pool = {name: jnp.asarray(x) for name, x in draw_pool(TRAINING_SEED, settings.glyphs).items()}
     params = train(pool, settings)
     held_out = {name: jnp.asarray(x) for name, x in draw_pool(CALIBRATION_SEED, settings.held_out).items()}

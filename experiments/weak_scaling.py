@@ -25,10 +25,13 @@ if __name__ == "__main__":  # before JAX is imported
 import jax
 import tyro
 
-from ganstyle_jax import cli, plan, train, vgg
-from ganstyle_jax.files import UserError
+from ganstyle_jax.commands import flags
+from ganstyle_jax.features import vgg
 from ganstyle_jax.gan import dcgan
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop import plan, train
 from ganstyle_jax.style import gatys
+from ganstyle_jax.style import plan as style_plan
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
 import machine
@@ -62,7 +65,8 @@ def count(settings: Settings, work: str, devices: Sequence[Any]) -> dict[str, An
     if work == ROWS:
         network = dataclasses.replace(vgg.COMPACT, platform="xla")  # as `ganstyle stylize --parallel rows` has it
         shape = settings.rows * n, settings.columns
-        made = plan.plan_style(network, gatys.Config(size=max(shape)), shape, devices)
+        lowered = style_plan.lower(network, gatys.Config(size=max(shape)), shape, devices)
+        made = plan.plan_lowered(lowered.lowered, len(devices), lowered.kept)
     else:
         cfg = dcgan.Config(image_size=settings.image_size, channels=3, width=settings.width)
         made = plan.plan_training(dcgan, cfg, train.Loop(batch_size=settings.batch * n, **WAYS[work]), devices)
@@ -128,5 +132,5 @@ def main(settings: Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with cli.errors_for_people():
+    with flags.errors_for_people():
         main(tyro.cli(Settings, description=__doc__))

@@ -1,6 +1,7 @@
 """Shared fixtures."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -60,13 +61,13 @@ def home(tmp_path_factory):
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    from ganstyle_jax import cli
+    from ganstyle_jax.commands import flags
 
     folder = tmp_path_factory.getbasetemp() / "ganstyle_home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GANSTYLE_HOME", str(folder))
         compilation_cache.reset_cache()  # what was compiled before has settled that there is none
-        cli.use_cache()
+        flags.use_cache()
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         yield folder
     jax.config.update("jax_compilation_cache_dir", None)
@@ -85,6 +86,14 @@ def pictures(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True, scope="session")
+def signals_as_at_a_terminal():
+    """Also where nohup has SIGHUP ignored, or a shell SIGINT in its background, which this project goes on ignoring."""
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 @pytest.fixture(autouse=True)
 def float32_again():
     """Every test begins and ends in float32: a float64 run, trained or loaded, switches the whole program over."""
@@ -97,11 +106,13 @@ def float32_again():
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_forgotten():
-    """What a file's tests have compiled goes with them: kept to the end, it would fill 6 GB for each worker."""
+    """What the tests have compiled goes where it fills a worker's memory: kept to the end, it would take 6 GB each."""
     import jax
+    import psutil
 
     yield
-    jax.clear_caches()
+    if psutil.Process().memory_info().rss > 3e9:
+        jax.clear_caches()
 
 
 @pytest.fixture
@@ -122,9 +133,15 @@ def small_disk(tmp_path):
 
 @pytest.fixture(scope="module")
 def quick_compile():
-    """XLA with few optimisations in the whole of a file whose tests take longer to compile than to run."""
+    """XLA with few optimisations in the whole of a file whose tests take longer to compile than to run.
+
+    In the processes it starts too: a run goes on bit for bit through the same program alone, and whether another
+    optimisation rounds as this one does depends on the processor.
+    """
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)

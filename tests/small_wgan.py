@@ -1,7 +1,4 @@
-"""A small Wasserstein GAN of two perceptrons (Arjovsky et al. 2017, arXiv:1701.07875), written outside the package.
-
-Try `ganstyle train tests/small_wgan.py --data glyphs`.
-"""
+"""A small Wasserstein GAN of two perceptrons (Arjovsky et al. 2017, arXiv:1701.07875), written outside the package."""
 
 import dataclasses
 
@@ -11,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ganstyle_jax import layers, losses
+from ganstyle_jax.data import Wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +23,10 @@ class Config:
     dtype: str = "float32"  # or float64
 
 
+sources = lambda cfg: {"real": Wanted(cfg.image_size, cfg.channels, batches=cfg.critic_steps)}  # noqa: E731
+settle = lambda cfg, found: dataclasses.replace(cfg, channels=found["real"].image_shape[-1])  # noqa: E731
+
+
 def networks(cfg):
     def perceptron(outputs):
         hidden, last = (nn.Dense(n, param_dtype=cfg.dtype) for n in (cfg.width, outputs))
@@ -35,13 +37,13 @@ def networks(cfg):
 
 def init(key, cfg):
     gen, critic, optimizer = networks(cfg)
-    images, gen_params = gen.init_with_output(jax.random.fold_in(key, 0), latents(key, 1, cfg))
+    images, gen_params = gen.init_with_output(jax.random.fold_in(key, 0), requests(key, 1, cfg))
     both = {"gen": gen_params, "critic": critic.init(jax.random.fold_in(key, 1), images)}
     return {name: {"params": params, "opt_state": optimizer.init(params)} for name, params in both.items()}
 
 
 def train_step(state, batch, key, cfg, axis_name=None):
-    images = batch["image"].astype(cfg.dtype)
+    images = batch["real"]["image"].astype(cfg.dtype)
     images = images.reshape(-1, cfg.critic_steps, *images.shape[1:])  # [:, i] for update i: no picture changes device
     critic, optimizer = networks(cfg)[1:]
 
@@ -69,8 +71,7 @@ def train_step(state, batch, key, cfg, axis_name=None):
     return {"gen": gen, "critic": net}, {"loss/critic": c_loss, "loss/gen": g_loss}
 
 
-batches_per_step = lambda cfg: cfg.critic_steps  # noqa: E731
-latents = lambda key, n, cfg: jax.random.normal(key, (n, cfg.latent_dim), cfg.dtype)  # noqa: E731
+requests = lambda key, n, cfg, examples=None: jax.random.normal(key, (n, cfg.latent_dim), cfg.dtype)  # noqa: E731
 generator = lambda state, cfg: state["gen"]["params"]  # noqa: E731
 
 

@@ -7,12 +7,13 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from ganstyle_jax import augment
+from ganstyle_jax.nn import augment
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 KEY = jax.random.key(7)
-FUNCTIONS = {"color": augment.color, "translation": augment.translation, "cutout": augment.cutout}
+FUNCTIONS = {name: jax.jit(getattr(augment, name)) for name in ("color", "translation", "cutout")}
+diff_augment = jax.jit(augment.diff_augment, static_argnums=2)
 ALL = "color,translation,cutout"
 
 
@@ -30,7 +31,7 @@ def pictures(b, h, w, c, dtype=np.float32):
 def test_color_changes_brightness_saturation_and_contrast_and_nothing_else(x64):
     """Read b, s, c off each result; b moves the mean, c scales grey about the mean, s * c colours about grey."""
     x = pictures(2000, 2, 3, 3, np.float64)
-    y = np.asarray(augment.color(KEY, x))
+    y = np.asarray(FUNCTIONS["color"](KEY, x))
 
     def parts(images):
         mean = images.mean((1, 2, 3), keepdims=True)
@@ -54,16 +55,16 @@ def test_color_changes_brightness_saturation_and_contrast_and_nothing_else(x64):
 
 def test_color_of_grey_pictures_is_grey():
     x = np.repeat(pictures(8, 4, 4, 1), 3, axis=3)
-    y = augment.color(KEY, x)
+    y = FUNCTIONS["color"](KEY, x)
     np.testing.assert_allclose(y, np.repeat(y[..., :1], 3, axis=3), atol=1e-6)
-    single = augment.color(KEY, x[..., :1])
+    single = FUNCTIONS["color"](KEY, x[..., :1])
     np.testing.assert_allclose(single, y[..., :1], atol=1e-6)  # saturation does nothing to one channel
 
 
 @pytest.mark.parametrize("h, w", [(16, 16), (8, 24)])
 def test_translation_moves_by_whole_pixels_and_fills_with_zeros(h, w):
     x = pictures(600, h, w, 2)
-    y = np.asarray(augment.translation(KEY, x))
+    y = np.asarray(FUNCTIONS["translation"](KEY, x))
     found = []
     for before, after in zip(x, y, strict=True):
         matches = []
@@ -85,7 +86,7 @@ def test_translation_moves_by_whole_pixels_and_fills_with_zeros(h, w):
 @pytest.mark.parametrize("h, w", [(16, 16), (8, 24)])
 def test_cutout_blanks_a_quarter_where_the_edges_do_not_cut_it(h, w):
     x = pictures(400, h, w, 2)
-    y = np.asarray(augment.cutout(KEY, x))
+    y = np.asarray(FUNCTIONS["cutout"](KEY, x))
     blank = (y == 0).all(-1)
     np.testing.assert_array_equal(y, np.where(blank[..., None], 0, x))  # the rest is untouched
     whole, corners = 0, set()
@@ -129,8 +130,8 @@ def test_gradients_of_moving_and_blanking_are_their_transposes(x64, name):
 @pytest.mark.parametrize("policy", ["color", ALL])
 def test_gradients_by_finite_differences(x64, policy):
     x = pictures(2, 8, 8, 3, np.float64)
-    check_grads(lambda x: jnp.tanh(augment.diff_augment(KEY, x, policy)), (x,), order=1, modes=["rev"])
-    gradient = jax.grad(lambda x: jnp.sum(augment.diff_augment(KEY, x, policy)))(x)
+    check_grads(lambda x: jnp.tanh(diff_augment(KEY, x, policy)), (x,), order=1, modes=["rev"])
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(diff_augment(KEY, x, policy))))(x)
     assert np.abs(gradient).max((1, 2, 3)).min() > 0  # reaches every picture
 
 
@@ -141,19 +142,23 @@ def test_gradients_by_finite_differences(x64, policy):
 @pytest.mark.parametrize("policy", ["color", "translation", "cutout", ALL])
 def test_the_key_decides_and_every_picture_has_its_own_draw(policy):
     x = np.repeat(pictures(1, 16, 16, 3), 16, axis=0)
-    y = augment.diff_augment(KEY, x, policy)
+    y = diff_augment(KEY, x, policy)
     assert y.shape == x.shape and y.dtype == jnp.float32
-    np.testing.assert_array_equal(y, augment.diff_augment(KEY, x, policy))
-    assert not np.array_equal(y, augment.diff_augment(jax.random.key(8), x, policy))
+    np.testing.assert_array_equal(y, diff_augment(KEY, x, policy))
+    assert not np.array_equal(y, diff_augment(jax.random.key(8), x, policy))
     assert len({np.asarray(picture).tobytes() for picture in y}) > 8
 
 
 def test_a_policy_is_its_parts_in_turn_with_their_own_keys():
     x = pictures(4, 16, 16, 3)
-    expected = x
-    for i, name in enumerate(("cutout", "color", "translation")):
-        expected = FUNCTIONS[name](jax.random.fold_in(KEY, i), expected)
-    np.testing.assert_array_equal(augment.diff_augment(KEY, x, "cutout,color,translation"), expected)
+
+    @jax.jit
+    def in_turn(x):
+        for i, name in enumerate(("cutout", "color", "translation")):
+            x = FUNCTIONS[name](jax.random.fold_in(KEY, i), x)
+        return x
+
+    np.testing.assert_array_equal(diff_augment(KEY, x, "cutout,color,translation"), in_turn(x))
     assert augment.diff_augment(KEY, x, "") is x
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scripts import load_script
 
-from ganstyle_jax.files import UserError
+from ganstyle_jax.io.files import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "experiments" / "bench" / "dcgan.py"

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from scripts import load_script
 
-from ganstyle_jax import images, vgg, weights
-from ganstyle_jax.files import UserError
+from ganstyle_jax.features import vgg, weights
+from ganstyle_jax.io import images
+from ganstyle_jax.io.files import UserError
 from ganstyle_jax.style import gatys
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import string
 import subprocess
+import threading
 import types
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ganstyle_jax.checkpoints import Checkpoints, all_finite, digest
-from ganstyle_jax.files import UserError
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop import checkpoints as checkpoints_module
+from ganstyle_jax.loop.checkpoints import PLAIN, Checkpoints, _arrays, _check_written, all_finite, digest
 
 
 def state_of(step: int) -> dict:
@@ -41,6 +45,10 @@ def saved(run_dir: Path, *steps: int, **arguments) -> Checkpoints:
         checkpoints.save(step, state_of(step))
     checkpoints.wait()
     return checkpoints
+
+
+def files_in(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def largest_file(folder: Path) -> Path:
@@ -248,8 +256,12 @@ DAMAGE = [
 def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage, caplog):
     saved(tmp_path, 1, 2, 3)
     damage(tmp_path / "checkpoints" / "3")
+    before = files_in(tmp_path)
+    step, state = Checkpoints(tmp_path).restore(abstract(state_of(0)))
+    assert step == 2 and digest(state) == digest(state_of(2))
+    assert files_in(tmp_path) == before  # who only reads changes nothing
     checkpoints = Checkpoints(tmp_path)
-    step, state = checkpoints.restore(abstract(state_of(0)))
+    step, state = checkpoints.resume(abstract(state_of(0)))
     assert step == 2 and digest(state) == digest(state_of(2))
     assert "checkpoint 3 is damaged" in caplog.text and "falling back to the one before" in caplog.text
     # Set aside: it does not count among the newest, and the step can be written anew.
@@ -308,6 +320,145 @@ def test_sums_are_those_of_the_files(tmp_path):
     sums = json.loads((tmp_path / "checkpoints" / "1.sha256.json").read_text())
     expected = subprocess.run(["sha256sum", *sums], cwd=tmp_path / "checkpoints" / "1", capture_output=True, text=True)
     assert expected.stdout.split()[::2] == list(sums.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was written is read back before it counts
+
+
+def test_every_printable_character_may_be_in_a_folders_name(tmp_path):
+    small = {"weights": jnp.arange(6.0).reshape(2, 3)}
+    printable = string.printable.replace("/", "")
+    letters = string.ascii_letters + string.digits
+    others = [character for character in printable if PLAIN.fullmatch(character) and character not in letters]
+    for name in [printable, letters, *(f"a{character}b" for character in others), "\\", "["]:
+        with Checkpoints(tmp_path / name) as checkpoints:
+            checkpoints.save(1, small)  # which looks for the arrays in the files
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        if name == printable:
+            assert digest(Checkpoints(tmp_path / name).restore(abstract(small))[1]) == digest(small)
+        shutil.rmtree(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a[x]b", "a[!x]", "*", "a?[0-9]*{b,c}", "a\\[b]", "50%25 #1 & ~$HOME", "größe", "-"])
+def test_names_that_are_patterns_and_a_sibling_that_they_match(tmp_path, name):
+    small = {"weights": jnp.arange(6.0).reshape(2, 3)}
+    saved(tmp_path / "axb", 1)  # what `a[x]b` matches
+    before = files_in(tmp_path / "axb")
+    with Checkpoints(tmp_path / name) as checkpoints:
+        checkpoints.save(1, small)
+        checkpoints.save(2, small)
+    reader = Checkpoints(tmp_path / name)
+    step, state = reader.restore(abstract(small))
+    assert step == 2 and digest(state) == digest(small) and reader._link is None
+    assert files_in(tmp_path / "axb") == before
+    assert digest(Checkpoints(tmp_path / "axb").restore(abstract(state_of(0)))[1]) == digest(state_of(1))
+
+
+def test_an_empty_manifest_does_not_count(tmp_path, monkeypatch):
+    """As Orbax writes it in a folder whose name is a pattern."""
+    monkeypatch.setattr(Checkpoints, "_for_orbax", lambda self: self.folder)
+    checkpoints = Checkpoints(tmp_path / "a[x]b")
+    checkpoints.save(1, state_of(1))
+    with pytest.raises(
+        UserError, match=r"checkpoint 1 could not be written .*read back, .*there is none yet"
+    ) as caught:
+        checkpoints.close()
+    assert "\n" not in str(caught.value)
+    assert checkpoints.steps() == [] and list(checkpoints.folder.iterdir()) == []
+
+
+def test_every_array_is_looked_for_with_all_its_parts(tmp_path):
+    saved(tmp_path, 1)
+    folder, arrays = tmp_path / "checkpoints" / "1", _arrays(state_of(1))
+    _check_written(folder, arrays)
+    with pytest.raises(OSError, match=r"read back, more is missing and was float32 of shape \(2,\)"):
+        _check_written(folder, arrays | {"more": "float32 of shape (2,)"})
+    with pytest.raises(OSError, match=r"read back, half is bfloat16 of .* and was float32 of"):
+        _check_written(folder, arrays | {"half": "float32 of shape (3, 5)"})
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    tensorstore.KvStore.open(store).result().write(b"weights/0.0", None).result()
+    with pytest.raises(OSError, match="read back, weights has 0 of its 1 parts"):
+        _check_written(folder, arrays)
+    (folder / "manifest.ocdbt").unlink()
+    with pytest.raises(OSError, match="read back, "):
+        _check_written(folder, arrays)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no\nmore"), MemoryError(), KeyError("x"), SystemExit(3)])
+@pytest.mark.parametrize("where", ["_check_written", "_sha256"])
+def test_whatever_ends_the_writer_is_heard(tmp_path, monkeypatch, error, where):
+    def fail(*arguments):
+        raise error
+
+    checkpoints = saved(tmp_path, 1)
+    monkeypatch.setattr(f"ganstyle_jax.loop.checkpoints.{where}", fail)
+    checkpoints.save(2, state_of(2))
+    with pytest.raises(UserError, match=r"checkpoint 2 could not be written .*the last good one is step 1") as caught:
+        checkpoints.close()
+    assert caught.value.__cause__ is error and "\n" not in str(caught.value)
+    assert checkpoints.steps() == [1]
+
+
+def test_what_orbax_raises_at_once_is_heard(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+    with pytest.raises(UserError, match="checkpoint 2 could not be written"):
+        checkpoints.save(2, {"weights": object()})
+    checkpoints.close()
+
+
+def test_a_reader_meets_a_run_that_goes_on(tmp_path, caplog):
+    """It finds a whole checkpoint at any time, calls none damaged and touches none."""
+    small = {"weights": jnp.arange(6.0)}
+    failed, ended = [], threading.Event()
+    owner = Checkpoints(tmp_path, keep=1)
+    owner.save(1, small)
+    owner.wait()
+
+    def read():
+        try:
+            while not ended.is_set():
+                found = Checkpoints(tmp_path).restore(abstract(small))
+                assert found is None or found[1]["weights"].shape == (6,)  # None: the only one is written anew
+        except BaseException as error:
+            failed.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for step in [2, 3, 3, 4, 4, 5, 6, 7, 8, 8]:
+        owner.save(step, small)
+        owner.wait()
+    ended.set()
+    reader.join()
+    owner.close()
+    assert not failed and "damaged" not in caplog.text
+    assert {path.name for path in owner.folder.iterdir()} == {"8", "8.sha256.json"}
+
+
+@pytest.mark.parametrize("only", [None, 2])
+def test_what_is_deleted_while_it_is_read_is_looked_for_again(tmp_path, monkeypatch, caplog, only):
+    saved(tmp_path, 1, 2)
+
+    def files(folder, original=checkpoints_module._files):
+        if folder.name == "2":
+            (tmp_path / "checkpoints" / "2.sha256.json").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        return original(folder)
+
+    monkeypatch.setattr(checkpoints_module, "_files", files)
+    if only:
+        with pytest.raises(UserError, match="no checkpoint of step 2: it has 1"):
+            Checkpoints(tmp_path).restore(abstract(state_of(0)), 2)
+    else:
+        assert Checkpoints(tmp_path).restore(abstract(state_of(0)))[0] == 1
+    assert "damaged" not in caplog.text
+
+
+def test_strange_names_are_no_steps(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+    for name in ("²", "007", "-1", "x", ""):
+        (checkpoints.folder / f"{name}.sha256.json").write_text("{}")
+    assert Checkpoints(tmp_path).steps() == [1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

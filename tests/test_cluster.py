@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from ganstyle_jax.gan import dcgan
-from ganstyle_jax.processes import Processes
-from ganstyle_jax.train import Loop
+from ganstyle_jax.loop.processes import Processes
+from ganstyle_jax.loop.train import Loop
 
 CLUSTER = Path(__file__).resolve().parents[1] / "experiments" / "cluster"
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))

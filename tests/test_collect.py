@@ -5,8 +5,10 @@ import math
 
 import pytest
 
-from ganstyle_jax import cli, collect, runs
-from ganstyle_jax.files import UserError
+from ganstyle_jax import cli
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.look import collect
+from ganstyle_jax.loop import runs
 
 
 def write_run(folder, seed, log, method="dcgan", **config):
@@ -107,3 +109,38 @@ def test_folders_without_runs(tmp_path):
         collect.collect([])
     with pytest.raises(UserError, match=f"no runs in {tmp_path}"):
         collect.collect([tmp_path])
+
+
+def test_data_of_several_sources(tmp_path):
+    for name, zebras in (("a", "z.zip"), ("b", "y.zip")):
+        write_run(tmp_path / name, 0, None)
+        description = json.loads((tmp_path / name / "run.json").read_text())
+        description["data"] = {"horses": "h.zip", "zebras": zebras}
+        (tmp_path / name / "run.json").write_text(json.dumps(description))
+    rows = collect.collect([tmp_path])
+    assert [row.settings for row in rows] == [{"data": f"horses=h.zip zebras={x}.zip"} for x in "zy"]
+
+
+def test_a_damaged_run_is_left_out(sweep, capsys):
+    (sweep / "b" / "run.json").write_text("{")
+    assert len(collect.collect([sweep])) == 1
+    assert f"Left out: {sweep / 'b' / 'run.json'} cannot be read" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be read"):
+        collect.collect([sweep / "b"])
+
+
+def test_values_that_are_no_number_and_names_that_end_a_cell(tmp_path):
+    log = '{"step": 3, "a|b": Infinity, "c": NaN, "d": true, "e": "x", "f": 1' + "0" * 400 + "}\n7\n"
+    write_run(tmp_path / "0", 0, log, loss="a | b\nc")
+    write_run(tmp_path / "1", 1, '{"step": NaN, "a|b": 1.0}\n', loss="x")
+    rows = collect.collect([tmp_path])
+    assert [row.steps for row in rows] == [(3,), (0,)] and set(rows[0].means) == {"a|b", "c"}
+    first, _, one, _ = collect.table(rows).splitlines()
+    assert first == r"| loss | runs | steps | a\|b | c |" and one.startswith(r"| a \| b c | 1 | 3 | nan | nan |")
+    assert json.loads(json.dumps(collect.record(rows), allow_nan=False))[0]["means"] == {"a|b": None, "c": None}
+
+
+def test_evaluations_that_are_none(sweep):
+    with open(sweep / "b" / "evaluations.jsonl", "a") as file:
+        file.write('{"step": 1, "metrics": [1], "protocol": {}}\n{"step": "x", "metrics": {}, "protocol": 3}\n')
+    assert collect.collect([sweep])[1].means == {"loss/gen": 7.0}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ganstyle_jax import images
+from ganstyle_jax.io import images
 from ganstyle_jax.style import colours
 
 SEEDS = st.integers(0, 2**32 - 1)

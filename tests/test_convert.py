@@ -1,14 +1,17 @@
 """State dicts of the common PyTorch DCGAN example: there and back, and into networks written as it writes them."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from ganstyle_jax import convert, torch_files
-from ganstyle_jax.files import UserError
-from ganstyle_jax.gan import dcgan
+from ganstyle_jax.features import torch_files
+from ganstyle_jax.gan import convert, dcgan
+from ganstyle_jax.io.files import UserError
 
 CONFIGS = [
     dcgan.Config(16, channels=1, width=3, latent_dim=5),
@@ -253,3 +256,130 @@ def test_config_of_an_unsupported_dcgan():
     state = {f"main.{3 * i}.weight": np.zeros((2, 2, 4, 4)) for i in range(4)}  # 32 pixels, two channels
     with pytest.raises(UserError, match="channels must be 1 or 3, got 2"):
         convert.config_of(state)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints as people's scripts save them
+
+
+SIXTEEN = dcgan.Config(16, channels=3, width=2, latent_dim=5)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """New networks are zeros, which saves the time that drawing them takes."""
+    draw = dcgan.init
+
+    def init(key, cfg):
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda key: draw(key, cfg), key))
+
+    monkeypatch.setattr(dcgan, "init", init)
+
+
+def assert_both(paths, cfg=SIXTEEN):
+    """Both networks are taken from the files."""
+    found_cfg, state, found = convert.state_of_files(paths)
+    assert sorted(found) == ["discriminator", "generator"]
+    assert found_cfg == dataclasses.replace(cfg, batch_norm="running")
+    assert_same(state.gen.variables, variables_of("generator", cfg))
+    assert_same(state.disc.variables, variables_of("discriminator", cfg))
+
+
+def saved(torch, path, tree):
+    """As torch.save does it, arrays as tensors."""
+    torch.save(jax.tree.map(lambda x: torch.tensor(x) if isinstance(x, np.ndarray) else x, tree), path)
+    return path
+
+
+def test_both_networks_in_one_file(torch, tmp_path, undrawn):
+    states = {name: state_dict_of(which, SIXTEEN) for name, which in (("netG", "generator"), ("netD", "discriminator"))}
+    moments = {"state": {0: {"exp_avg": states["netG"]["main.0.weight"]}}, "param_groups": [{"lr": 2e-4}]}
+    checkpoint = {"epoch": 3, **states, "optimizerG": moments, "losses": {"G": [1.0]}, "stats": {"mean": np.ones(3)}}
+    assert_both([saved(torch, tmp_path / "a.pth", checkpoint)])
+    assert_both([saved(torch, tmp_path / "b.pth", {"models": {"D": states["netD"], "G": states["netG"]}})])
+    of_one_module = {f"generator.{name}": value for name, value in states["netG"].items()}
+    of_one_module |= {f"discriminator.{name}": value for name, value in states["netD"].items()}
+    assert_both([saved(torch, tmp_path / "c.pth", {"state_dict": of_one_module, "global_step": 7})])
+    averaged = saved(torch, tmp_path / "d.pth", checkpoint | {"netG_ema": states["netG"]})
+    with pytest.raises(UserError, match=r"d\.pth holds a second generator: save 'netG_ema' or 'netG' by itself"):
+        convert.state_of_files([averaged])
+    with pytest.raises(UserError, match=r"e\.pth: this is not a state dict of the common"):
+        convert.state_of_files([saved(torch, tmp_path / "e.pth", {"a": {"w": np.ones(2)}, "b": {"w": np.ones(2)}})])
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."])
+def test_prefixes_of_wrappers(tmp_path, undrawn, prefix):
+    from safetensors.numpy import save_file
+
+    for which, name in (("generator", "netG"), ("discriminator", "netD")):
+        state = {prefix + key: np.ascontiguousarray(x) for key, x in state_dict_of(which, SIXTEEN).items()}
+        torch_files.write_state_dict(tmp_path / f"{name}.pth", state)
+        save_file(state, tmp_path / f"{name}.safetensors")
+    assert_both([tmp_path / "netG.pth", tmp_path / "netD.safetensors"])
+
+
+def test_a_network_in_parts(tmp_path, undrawn):
+    from safetensors.numpy import save_file
+
+    state = {k: np.ascontiguousarray(x) for k, x in state_dict_of("generator", SIXTEEN).items()}
+    places = {name: f"netG-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(state)}
+    for part in set(places.values()):
+        save_file({name: x for name, x in state.items() if places[name] == part}, tmp_path / part)
+    index = tmp_path / "netG.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert_same(convert.state_of_files([index])[1].gen.variables, variables_of("generator", SIXTEEN))
+    part = tmp_path / "netG-00002-of-00002.safetensors"
+    with pytest.raises(UserError, match=r"is one of 2 parts of a model; give .*netG\.safetensors\.index\.json"):
+        convert.state_of_files([part])
+    for change, said in (
+        ({"main.0.weight": "../netG-00001-of-00002.safetensors"}, "a file's name without a folder is accepted"),
+        ({"main.99.weight": part.name}, "which it does not"),
+        ({"main.0.weight": "other.safetensors"}, "lists the part other.safetensors, which is not beside it"),
+        ({"main.0.weight": 3}, "no index of a model in parts"),
+    ):
+        index.write_text(json.dumps({"weight_map": places | change}))
+        with pytest.raises(UserError, match=said):
+            convert.state_of_files([index])
+
+
+@pytest.mark.parametrize("which", NETWORKS)
+def test_values_that_no_training_goes_on_from(tmp_path, which):
+    state = {name: np.array(value) for name, value in state_dict_of(which, SIXTEEN).items()}
+    norm = "main.1" if which == "generator" else "main.3"
+    for name, values, said in (
+        ("main.0.weight", [np.nan], r"x\.pth: main\.0\.weight holds 1 NaN"),
+        ("main.0.weight", [np.nan, np.inf, -np.inf], r"main\.0\.weight holds 1 NaN and 2 infinite"),
+        (f"{norm}.running_var", [-0.5], r"running_var holds -0\.5, and a variance is at least 0"),
+    ):
+        changed = state | {name: state[name].copy()}
+        changed[name].flat[: len(values)] = values
+        torch_files.write_state_dict(tmp_path / "x.pth", changed)
+        paths = [tmp_path / "x.pth"]
+        if which == "discriminator":
+            torch_files.write_state_dict(tmp_path / "netG.pth", state_dict_of("generator", SIXTEEN))
+            paths.append(tmp_path / "netG.pth")
+        with pytest.raises(UserError, match=said):
+            convert.state_of_files(paths)
+    huge = {name: x.astype(np.float64) for name, x in state.items()}
+    huge["main.0.weight"].flat[0] = 1e300  # which float32 does not have
+    torch_files.write_state_dict(tmp_path / "x.pth", huge)
+    with pytest.raises(UserError, match=r"main\.0\.weight holds 1 infinite"):
+        convert.state_of_files([tmp_path / "x.pth", *(paths[1:] if which == "discriminator" else [])])
+
+
+def test_sizes_are_found_to_be_true_before_a_network_is_made(tmp_path, monkeypatch):
+    """Of this width a DCGAN has gigabytes of weights; the file has a few."""
+    state = state_dict_of("generator", SIXTEEN)
+    last = max(
+        (name for name in state if name.endswith("weight") and state[name].ndim == 4), key=lambda n: int(n[5:-7])
+    )
+    state[last] = np.zeros((8192, 3, 4, 4), np.float32)
+    torch_files.write_state_dict(tmp_path / "netG.pth", state)
+    monkeypatch.setattr(dcgan, "init", lambda *_: pytest.fail("made"))
+    with pytest.raises(UserError, match="width 8192 needs"):
+        convert.state_of_files([tmp_path / "netG.pth"])
+
+
+def test_the_loop_is_not_needed_to_read_files():
+    code = "import sys, ganstyle_jax.gan.convert; sys.exit(any(m.startswith('ganstyle_jax.loop') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

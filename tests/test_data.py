@@ -3,6 +3,8 @@ import gzip
 import io
 import json
 import logging
+import os
+import re
 import struct
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import time
 import types
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from collections.abc import Sequence
 from email.message import Message
@@ -21,10 +24,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ganstyle_jax import data
-from ganstyle_jax.data import Batches, CorruptImage, Source, UserError, open_source
+from ganstyle_jax.data import Batches, CorruptImage, Source, UserError, encoded, fitting, open_source
+from ganstyle_jax.io import folders, pictures
 
 rng = np.random.default_rng(0)
 
@@ -264,6 +268,90 @@ def test_examples_own_their_memory_and_index_gives_floats(tmp_path):
         source.read(2)
 
 
+@pytest.mark.parametrize("shape, box", [((4, 8), (0, 3, 20, 43)), ((8, 4), (0, 18, 20, 28)), ((5, 5), (0, 13, 20, 33))])
+def test_other_shapes_are_the_centre_of_their_proportions(tmp_path, shape, box):
+    """(h, w) of files, of arrays in 8 bits and of floats; box: top, left, bottom and right in 20 x 46 pixels."""
+    pixels = colours(20, 46)
+    top, left, bottom, right = box
+    centre = Image.fromarray(pixels[top:bottom, left:right])
+    expected = np.asarray(centre.resize(shape[::-1], Image.Resampling.LANCZOS))
+    write(tmp_path / "files", {"a.png": png(pixels)})
+    np.savez(tmp_path / "floats.npz", images=pixels[None] / np.float32(255))
+    for spec in (tmp_path / "files", pixels[None], tmp_path / "floats.npz"):
+        source = open_source(spec, shape)
+        assert source.image_shape == (*shape, 3)
+        np.testing.assert_allclose(source[0]["image"], data.to_float(expected), atol=2.5 / 127.5)
+    batch = next(Batches(open_source(tmp_path / "files", shape), 2, seed=0).stream(0, 1))
+    np.testing.assert_array_equal(batch["image"], [expected] * 2)
+
+
+@given(height=st.integers(1, 40), width=st.integers(1, 40), h=st.integers(1, 40), w=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_no_larger_centre_has_the_proportions(height, width, h, w):
+    top, left, inner_height, inner_width = fitting.centre(height, width, (h, w))
+    assert inner_height == height or inner_width == width
+    assert 1 <= inner_height <= height and 1 <= inner_width <= width
+    assert 0 <= height - inner_height - 2 * top <= 1 and 0 <= width - inner_width - 2 * left <= 1
+    exact = min(height / h, width / w)  # at most half a pixel from the proportions, but never nothing
+    assert abs(inner_height - max(1, exact * h)) <= 0.5 + 1e-9 and abs(inner_width - max(1, exact * w)) <= 0.5 + 1e-9
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colour profiles and limits: the same as in pictures.read_picture
+
+
+def swapped_profile():
+    """That of sRGB with the primaries of red and green exchanged."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return srgb.replace(b"rXYZ", b"....").replace(b"gXYZ", b"rXYZ").replace(b"....", b"gXYZ")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_training_sees_the_colours_that_styling_sees(tmp_path, mode, suffix):
+    if mode == "CMYK" and suffix == "png":
+        return
+    pixels = Image.fromarray(colours(12, 12))
+    picture = Image.fromarray(colours(12, 12, 1)[..., 0] * np.uint16(257)) if mode == "I;16" else pixels.convert(mode)
+    profile = None if mode == "CMYK" else swapped_profile()
+    picture.save(tmp_path / f"x.{suffix}", icc_profile=profile)
+    seen = open_source(tmp_path, 12, channels=3)[0]["image"]
+    np.testing.assert_allclose(seen, pictures.read_picture(tmp_path / f"x.{suffix}"), atol=1.01 / 127.5)
+    if mode == "RGB":
+        np.testing.assert_allclose(data.to_float(np.asarray(pixels)[..., [1, 0, 2]]), seen, atol=3 / 127.5)
+
+
+def test_profiles_in_many_threads_and_srgb_untouched(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for k in range(40):
+        picture = Image.fromarray(colours(16, 16))
+        picture.save(tmp_path / f"{k:02}.png", icc_profile=[swapped_profile(), srgb, None][k % 3])
+    source = open_source(tmp_path, 16)
+    expected = [source.read(k)["image"] for k in range(40)]
+    for k in range(40):
+        stored = np.asarray(Image.open(tmp_path / f"{k:02}.png"))
+        if k % 3:
+            np.testing.assert_array_equal(expected[k], stored)
+        else:
+            assert np.abs(expected[k].astype(int) - stored).max() > 20
+    batches = Batches(source, 40, seed=0, workers=8)
+    for step, batch in enumerate(batches.stream(0, 5)):
+        np.testing.assert_array_equal(batch["image"], np.stack(expected)[batches.indices(step)])
+
+
+def test_the_limit_of_pixels_is_that_of_pictures(tmp_path, monkeypatch):
+    """400 million, where Pillow's is 179 and a warning from 89 on; the file says how many, and no memory is taken."""
+    Image.new("1", (10_000, 9_000), 1).save(tmp_path / "map.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (open_source(tmp_path, 8).read(0)["image"] == 255).all()
+    (tmp_path / "map.png").unlink()
+    Image.new("1", (1000, 1000), 1).save(tmp_path / "map.png")
+    monkeypatch.setattr(pictures.opened.__init__, "__defaults__", (999_999,))
+    with pytest.raises(UserError, match=r"map\.png: it has 1000000 pixels; at most 999999 are read, make it smaller"):
+        open_source(tmp_path, 8)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Folders and archives
 
@@ -333,7 +421,7 @@ def test_folder_zip_and_tars_are_the_same_set(tmp_path):
         (["dog/1.png", "2.png"], None),
         (["set/dog/1.png", "set/2.png"], None),
         (["train/dog/1.png", "train/cat/1.png", "test/dog/9.png", "test/cat/9.png"], ["cat", "dog"]),
-        (["val/1.png", "test/1.png"], ["test", "val"]),
+        (["val/1.png", "test/1.png"], None),
         (["a/deep/1.png", "b/1.png"], ["a", "b"]),
     ],
 )
@@ -362,10 +450,145 @@ def test_one_folder_of_an_archive(tmp_path):
         open_source(str(tmp_path / "pair.zip/trainC"), 3)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    write(tmp_path, {f"{k}.png": png(colours(2, 2)) for k in range(3)})
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    source = open_source(tmp_path, 2)
+    assert source.size == 5 and "2 cannot be read (pipe.png: it is no regular file)" in source.opened
+    with pytest.raises(CorruptImage, match=r"zero\.png: it is no regular file"):
+        source.read(4)
+
+
 def test_a_link_back_up_ends(tmp_path):
     write(tmp_path, {"a/1.png": png(colours(2, 2)), "b/1.png": png(colours(2, 2))})
     (tmp_path / "b" / "up").symlink_to(tmp_path, target_is_directory=True)
     assert open_source(str(tmp_path), 2).size == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said on opening
+
+
+def opened(caplog, spec, **options):
+    """The line; it is logged once."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="ganstyle_jax.data"):
+        source = open_source(spec, 4, **options)
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.INFO] == [source.opened]
+    return source, source.opened
+
+
+def test_what_is_passed_over_is_said(tmp_path, caplog, monkeypatch):
+    one = png(colours(4, 4))
+    names = (
+        "cat/a.png",
+        "cat/@eaDir/a.png",
+        "dog/b.png",
+        "dog/$RECYCLE.BIN/c.png",
+        "lost+found/d.png",
+        ".Trashes/e.png",
+    )
+    others = {f"cat/IMG_{k}.HEIC": b"" for k in range(50)} | {"notes.txt": b"", "dog/README": b""}
+    write(tmp_path / "set", {name: one for name in names} | others)
+    monkeypatch.setattr(folders, "suffixes", lambda: folders.SUFFIXES)
+    source, line = opened(caplog, tmp_path / "set")
+    assert source.size == 2 and source.label_names == ("cat", "dog")
+    assert line == (
+        "set: 2 images in 2 classes (cat, dog); passed over: 50 .heic (pip install -e '.[heic]' reads them), "
+        "1 .txt, 1 hidden, 1 in $RECYCLE.BIN, 1 in @eaDir, 1 in lost+found, 1 without a suffix; all in colour"
+    )
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "set" / "cat" / "a.png", "a.png")
+        for name, kind in (("b.png", tarfile.SYMTYPE), ("c.png", tarfile.LNKTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "a.png"
+            archive.addfile(link)
+    assert opened(caplog, tmp_path / "a.tar")[1] == "a: 1 image; passed over: 2 links; all in colour"
+    with pytest.raises(UserError, match=r"No images in .*It has 50 \.heic \(pip install"):
+        write(tmp_path / "phone", others)
+        open_source(tmp_path / "phone", 4)
+
+
+def test_a_folder_that_may_not_be_read_is_said(tmp_path, caplog, monkeypatch):
+    write(tmp_path / "set", {f"{name}/a.png": png(colours(4, 4)) for name in ("cat", "dog", "owl")})
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "owl":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source, line = opened(caplog, tmp_path / "set")
+    assert source.label_names == ("cat", "dog") and "1 folder that may not be read (owl)" in line
+
+
+@pytest.mark.parametrize(
+    "names, classes, words",
+    [
+        (
+            ["train/a/1.png", "train/b/1.png", "test/a/1.png"],
+            ("a", "b"),
+            "images of train; the other folders are test;",
+        ),
+        (["a/1.png", "b/1.png", "stray.png"], None, "no classes, since stray.png lies above the folders a, b"),
+        (["trainA/1.png", "trainB/1.png", "testA/1.png"], None, "two sources, {place}/trainA and {place}/trainB"),
+        (["val/1.png", "test/1.png"], None, "no classes: test, val are splits without a train"),
+    ],
+)
+def test_how_folders_were_understood_is_said(tmp_path, caplog, names, classes, words):
+    for place in (tmp_path / "set", tmp_path / "set.zip"):
+        if place.suffix:
+            with zipfile.ZipFile(place, "w") as archive:
+                for name in names:
+                    archive.writestr(name, png(colours(4, 4)))
+        else:
+            write(place, {name: png(colours(4, 4)) for name in names})
+        source, line = opened(caplog, place)
+        assert source.label_names == classes and words.format(place=place) in line
+
+
+def grey_palette(**options):
+    return png(Image.fromarray(colours(4, 4, 1)[..., 0]).convert("P"), **options)
+
+
+def test_a_few_colours_among_grey_make_a_colour_set(tmp_path, caplog):
+    """Of all files, which 16 looks would not find; JPEG and PNG by a glance at their first bytes."""
+    grey, colour = Image.new("L", (4, 4), 99), Image.new("RGB", (4, 4), (200, 10, 10))
+    for i in range(200):
+        (colour if i in (3, 50, 77, 150) else grey).save(tmp_path / f"{i:03}.{['png', 'jpg', 'bmp'][i % 3]}")
+    source, line = opened(caplog, tmp_path)
+    assert source.image_shape[-1] == 3 and "4 in colour and 196 grey, all read as colour" in line
+    assert opened(caplog, tmp_path, channels=1)[0].image_shape[-1] == 1
+    write(tmp_path / "palettes", {"a.png": grey_palette(), "b.png": grey_palette(transparency=0)})
+    for suffix in ("gif", "bmp", "tif"):
+        Image.open(io.BytesIO(grey_palette())).save(tmp_path / "palettes" / f"c.{suffix}")
+    source, line = opened(caplog, tmp_path / "palettes")
+    assert source.image_shape[-1] == 1 and line.endswith("all grey")
+    coloured = Image.fromarray(colours(4, 4)).quantize(4)
+    write(tmp_path / "palettes", {"d.png": png(coloured)})
+    assert opened(caplog, tmp_path / "palettes")[0].image_shape[-1] == 3
+
+
+def test_what_is_looked_at_is_bounded_by_numbers(tmp_path, caplog, monkeypatch):
+    for name, limit in (("LOOKS", 30), ("HEAD", 200), ("FURTHER", 4000)):
+        monkeypatch.setattr(encoded, name, limit)
+    write(tmp_path / "many", {f"{i:03}.png": png(colours(4, 4, 1)) for i in range(90)})
+    line = opened(caplog, tmp_path / "many")[1]
+    assert re.fullmatch(r"many: 90 images; all grey by the (3\d|4[0-6]) looked at", line)
+    file = io.BytesIO()
+    Image.fromarray(colours(8, 8, 1)[..., 0]).save(file, "jpeg", comment=b"before the size" * 70)
+    assert 1000 < len(file.getvalue()) < 2000
+    write(tmp_path / "late", {f"{i:03}.jpg": file.getvalue() for i in range(90)})
+    assert opened(caplog, tmp_path / "late")[1].endswith("all grey by the 19 looked at")  # 16, and 4,000 bytes more
+
+
+def test_files_that_cannot_be_read_are_said_on_opening(tmp_path, caplog):
+    files = {f"IMG_{k:04}.jpg": b"text" for k in range(50)} | {f"{k}.jpg": jpeg(colours(4, 4)) for k in range(2)}
+    source, line = opened(caplog, write(tmp_path / "set", files))
+    assert source.size == 52 and "50 cannot be read (IMG_0000.jpg: not an image that Pillow knows)" in line
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -465,6 +688,82 @@ def test_idx(tmp_path, zipped):
     assert open_source(str(tmp_path), 32).read(0)["image"].shape == (32, 32, 1)
 
 
+@pytest.mark.parametrize(
+    "low, high, taken",
+    [
+        (0, 1.0005, (0, 1)), (-0.001, 1, (0, 1)), (0, 1.02, (0, 1)), (-1.0001, 1.0001, (-1, 1)), (-0.1, 0.1, (-1, 1)),
+        (0, 255, (0, 255)), (-3, 258, (0, 255)), (10, 200, (0, 255)), (0, 0.3, (0, 1)),
+        (0, 1.1, None), (0, 16, None), (-0.1, 1, None), (-1.1, 1.1, None), (-20, 255, None), (0, 300, None),
+    ],
+)  # fmt: skip
+def test_the_range_of_floats_has_slack_and_is_said(tmp_path, caplog, low, high, taken):
+    """What overshoots by a hair is clipped; what fits no range beyond doubt is refused, and never darkened."""
+    images = np.linspace(low, high, 5 * 8 * 8, dtype=np.float32).reshape(5, 8, 8)
+    np.savez(tmp_path / "set.npz", images=images)
+    np.save(tmp_path / "set.npy", images)
+    for spec in (tmp_path / "set.npz", tmp_path / "set.npy", images):
+        if taken is None:
+            with pytest.raises(UserError, match=rf"from {low:g} to {high:g}: accepted are"):
+                open_source(spec, 8)
+            continue
+        source = open_source(spec, 8)
+        assert f"taken as [{taken[0]}, {taken[1]}]" in source.opened
+        assert ("clipped" in source.opened) == (low < taken[0] or high > taken[1])
+        expected = np.clip((images - taken[0]) / (taken[1] - taken[0]) * 2 - 1, -1, 1)
+        np.testing.assert_allclose([source.read(i)["image"][..., 0] for i in range(5)], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_that_are_not_finite_are_refused(bad, dtype):
+    images = np.zeros((3, 4, 4), dtype)
+    images[1, 2, 3] = bad
+    with pytest.raises(UserError, match="Find what made them not finite"):
+        open_source(images, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_masks_of_0_and_1_are_no_black_pictures(dtype):
+    masks = np.zeros((3, 4, 4), dtype)
+    assert (open_source(masks, 4).read(0)["image"] == 0).all()
+    masks[2, 1, 1] = 1
+    with pytest.raises(UserError, match=r"from 0 to 1.*save them as bool"):
+        open_source(masks, 4)
+    assert open_source(masks.astype(bool), 4).read(2)["image"][1, 1] == 255
+
+
+def test_arrays_and_paths_are_as_good_as_names(tmp_path):
+    import jax.numpy as jnp
+
+    images = colours(3, 6, 6).reshape(3, 6, 6, 1).repeat(3, -1)
+    for like in (images, jnp.asarray(images), images / np.float32(127.5) - 1, images / 255):
+        source = open_source(like, 6)
+        assert source.size == 3 and source.image_shape == (6, 6, 3) and source.label_names is None
+        np.testing.assert_allclose(source[1]["image"], data.to_float(images[1]), atol=1e-6)
+    write(tmp_path / "glyphs", {"a.png": png(images[0])})
+    assert open_source(tmp_path / "glyphs", 6).size == 1  # a path is never the name of something built in
+    for wrong in (np.zeros((4, 4)), np.array(["a"]), np.array([{}]), 3, None, [1, 2]):
+        with pytest.raises(UserError, match="accepted are"):
+            open_source(wrong, 6)
+
+
+def test_npy_files_stay_on_disk_and_have_their_labels_beside_them(tmp_path):
+    images, labels = colours(5, 6, 6), np.array([1, 0, 2, 1, 0])
+    np.save(tmp_path / "x_train.npy", np.asfortranarray(images))
+    np.save(tmp_path / "y_train.npy", labels)
+    source = open_source(tmp_path / "x_train.npy", 6)
+    assert source.size == 5 and source.label_names == ("0", "1", "2")
+    for i in range(5):
+        example = source.read(i)
+        np.testing.assert_array_equal(example["image"][..., 0], images[i])
+        assert example["label"] == labels[i] and type(example["image"]) is np.ndarray
+    np.save(tmp_path / "objects.npy", np.array([{}, None], dtype=object))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "x_train.npy").read_bytes()[:150])
+    for name in ("objects.npy", "cut.npy"):
+        with pytest.raises(UserError, match=rf"{name} is not a readable \.npy file.*numpy\.save"):
+            open_source(tmp_path / name, 6)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Mistakes
 
@@ -532,6 +831,42 @@ def test_each_mistake_is_explained(tmp_path, spec, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("photos/*.jpg", "wildcards, which are not followed: give the folder"),
+        ("-", "not read from standard input"),
+        ("https://example.org/a.zip", "download it and give the file"),
+        ("s3://bucket/set", "download it and give the file"),
+        ("~nobody-of-this-name/photos", "Cannot open"),
+        ("x" * 5000, "Cannot open"),
+        ("a\0b", "No file or folder"),
+    ],
+)
+def test_what_people_try_is_answered(spec, words):
+    with pytest.raises(UserError, match=words) as caught:
+        open_source(spec, 8)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    write(tmp_path / "set", {"a.png": png(colours(4, 4))})
+    np.savez(tmp_path / "a.npz", images=colours(2, 4, 4))
+    source = open_source(tmp_path / "set", 4)
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(UserError, match=r"not enough memory to read a\.png"):
+        source.read(0)
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(UserError, match=r"a\.npz does not fit into memory"):
+        open_source(tmp_path / "a.npz", 4)
+    monkeypatch.setattr(np, "zeros", fail)
+    with pytest.raises(UserError, match=r"numbers takes 0\.0 GB and does not fit into memory as a whole"):
+        Batches(numbers(10), 5, seed=0).load(progress=False)
+
+
 def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
     def refuse(*args):
         raise PermissionError(13, "Permission denied", str(args[0]))
@@ -551,7 +886,7 @@ def test_opening_the_module_is_quick():
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("image_size", [0, -4, 2.5])
+@pytest.mark.parametrize("image_size", [0, -4, 2.5, True])
 def test_image_size_must_be_positive(image_size):
     with pytest.raises(UserError, match=f"image_size.*{image_size}"):
         open_source("glyphs", image_size)
@@ -649,6 +984,22 @@ def test_corrupt_images_are_replaced_by_the_next_good_ones(corrupt, seed, count)
     indices = np.stack([loaded.indices(t) for t in range(steps)]).ravel()
     np.testing.assert_array_equal(arrays["label"][indices], streamed)
     assert set(loaded.skipped.values()) <= {"truncated"} and len(loaded.skipped) == len(corrupt)
+
+
+def test_further_arrays_reach_the_batches():
+    """Such as the tokens of captions, which `others` announces."""
+    plain = numbers(30)
+
+    def read(i):
+        return {**plain.read(i), "tokens": np.arange(i, i + 4)}
+
+    source = dataclasses.replace(plain, read=read, others={"tokens": ((4,), np.dtype(np.int64))})
+    batches = Batches(source, 6, seed=0)
+    arrays = batches.load(progress=False)
+    assert arrays["tokens"].shape == (30, 4) and arrays["tokens"].dtype == np.int64
+    for step, batch in enumerate(batches.stream(0, 5)):
+        np.testing.assert_array_equal(batch["tokens"], batch["label"][:, None] + np.arange(4))
+        np.testing.assert_array_equal(arrays["tokens"][batches.indices(step)], batch["tokens"])
 
 
 def test_load_shows_a_bar_only_where_it_takes_long(capsys):
@@ -925,7 +1276,7 @@ def test_prepare_says_at_once_that_there_is_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: time.sleep(5))  # a lookup that hangs
     start = time.monotonic()
     with pytest.raises(UserError, match="no answer"):
-        data._require_network("https://example.org", "mnist", seconds=0.1)
+        data.tfds._require_network("https://example.org", "mnist", seconds=0.1)
     assert time.monotonic() - start < 4
 
 

@@ -5,6 +5,7 @@ compiled step never is.
 """
 
 import dataclasses
+import re
 import typing
 from functools import partial
 
@@ -14,8 +15,8 @@ import numpy as np
 import optax
 import pytest
 
-from ganstyle_jax import convert, losses
-from ganstyle_jax.gan import dcgan
+from ganstyle_jax.gan import convert, dcgan
+from ganstyle_jax.nn import losses
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -56,7 +57,7 @@ def train(cfg, steps, step=dcgan.train_step):
     """All states, the initial one first, and the metrics of each step."""
     states, metrics = [dcgan.init(jax.random.key(1), cfg)], []
     for i in range(steps):
-        batch = {"image": pictures(i, BATCH * cfg.discriminator_steps, cfg)}
+        batch = {"real": {"image": pictures(i, BATCH * cfg.discriminator_steps, cfg)}}
         state, values = step(states[-1], batch, jax.random.fold_in(KEY, i), cfg)
         states.append(state)
         metrics.append(values)
@@ -303,7 +304,7 @@ def test_twenty_steps_match_pytorch_in_float64(x64, full_compile, torch, referen
     for i in range(20):
         images, key = pictures(i, BATCH, cfg), jax.random.fold_in(KEY, i)
         z = first_latents(key, BATCH, cfg)
-        state, metrics = jitted_step(state, {"image": images}, key, cfg)
+        state, metrics = jitted_step(state, {"real": {"image": images}}, key, cfg)
         d_loss, g_loss = torch_dcgan.train_step(
             gen, disc, *optimizers, to_torch(torch, images), torch.tensor(np.array(z))
         )
@@ -326,7 +327,7 @@ def test_the_usual_example_with_sigmoid_and_bce_is_the_same_training(x64, full_c
     for i in range(3):
         images, key = pictures(i, BATCH, cfg), jax.random.fold_in(KEY, i)
         z = torch.tensor(first_latents(key, BATCH, cfg))
-        state, metrics = jitted_step(state, {"image": images}, key, cfg)
+        state, metrics = jitted_step(state, {"real": {"image": images}}, key, cfg)
 
         disc.zero_grad()
         error_real = criterion(torch.sigmoid(disc(to_torch(torch, images))), ones)
@@ -398,7 +399,7 @@ def test_bfloat16_computes_in_bfloat16_and_stays_near_float32(default):
         assert metrics[0][name] != default[1][0][name]
         np.testing.assert_allclose(metrics[0][name], default[1][0][name], rtol=2e-2)  # 8 bits through five layers
     text = str(jax.make_jaxpr(lambda s, b: dcgan.train_step(s, b, KEY, cfg))(
-        dcgan.init(KEY, cfg), {"image": pictures(0, BATCH, cfg)}
+        dcgan.init(KEY, cfg), {"real": {"image": pictures(0, BATCH, cfg)}}
     ))  # fmt: skip
     convolutions = [line for line in text.splitlines() if "conv_general_dilated[" in line]
     assert convolutions and all("bf16[" in line for line in convolutions)
@@ -408,8 +409,8 @@ def test_float64_is_float64_throughout(x64):
     cfg = dataclasses.replace(TINY, dtype="float64")
     state = jax.eval_shape(lambda key: dcgan.init(key, cfg), KEY)
     images = jax.ShapeDtypeStruct((BATCH, 16, 16, 3), jnp.float32)  # what the data give
-    after, metrics = jax.eval_shape(lambda s, x: dcgan.train_step(s, {"image": x}, KEY, cfg), state, images)
-    sample = jax.eval_shape(lambda s: dcgan.sample(dcgan.generator(s, cfg), dcgan.latents(KEY, 2, cfg), cfg), state)
+    after, metrics = jax.eval_shape(lambda s, x: dcgan.train_step(s, {"real": {"image": x}}, KEY, cfg), state, images)
+    sample = jax.eval_shape(lambda s: dcgan.sample(dcgan.generator(s, cfg), dcgan.requests(KEY, 2, cfg), cfg), state)
     assert {leaf.dtype for leaf in floats((state, after, metrics, sample))} == {jnp.dtype(jnp.float64)}
 
 
@@ -454,7 +455,7 @@ def test_all_that_the_discriminator_sees_is_distorted(default, monkeypatch):
 
     monkeypatch.setattr(dcgan, "distort", distort)
     state, images = default[0][0], pictures(0, BATCH, TINY)
-    _, metrics = dcgan.train_step(state, {"image": images}, KEY, TINY)
+    _, metrics = dcgan.train_step(state, {"real": {"image": images}}, KEY, TINY)
     jax.effects_barrier()
     z = first_latents(KEY, BATCH, TINY)
     fake, _ = dcgan.apply(dcgan.Generator(TINY), state.gen.params, state.gen.batch_stats, z)
@@ -527,9 +528,9 @@ def test_discriminator_steps_see_each_image_once(default, monkeypatch):
 
     monkeypatch.setattr(dcgan, "update_discriminator", update_discriminator)
     cfg = dataclasses.replace(TINY, discriminator_steps=3)
-    assert dcgan.batches_per_step(cfg) == 3 and dcgan.batches_per_step(TINY) == 1
+    assert dcgan.sources(cfg)["real"].batches == 3 and dcgan.sources(TINY)["real"].batches == 1
     images = pictures(0, 3 * BATCH, cfg)
-    dcgan.train_step(default[0][0], {"image": images}, KEY, cfg)
+    dcgan.train_step(default[0][0], {"real": {"image": images}}, KEY, cfg)
     assert [real.shape for _, real, _ in seen] == [fake.shape for _, _, fake in seen] == [(BATCH, 16, 16, 3)] * 3
     ours = sorted(image.tobytes() for _, real, _ in seen for image in real)
     assert ours == sorted(image.tobytes() for image in images)
@@ -572,7 +573,7 @@ def test_standing_statistics_are_means_over_batches(torch, reference, default):
     jax.tree.map(np.testing.assert_array_equal, variables["params"], state.ema)
 
     gen.eval()
-    z = dcgan.latents(KEY, 5, TINY)
+    z = dcgan.requests(KEY, 5, TINY)
     with torch.no_grad():
         images = gen(torch.tensor(np.array(z))).numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(dcgan.sample(variables, z, TINY), images, rtol=1e-4, atol=1e-5)
@@ -590,7 +591,7 @@ def test_running_statistics(default):
     state, cfg = default[0][3], dataclasses.replace(TINY, batch_norm="running")
     variables = dcgan.generator(state, cfg)
     jax.tree.map(np.testing.assert_array_equal, variables, {"params": state.ema, "batch_stats": state.gen.batch_stats})
-    z = dcgan.latents(KEY, 6, cfg)
+    z = dcgan.requests(KEY, 6, cfg)
     images = dcgan.sample(variables, z, cfg)
     np.testing.assert_array_equal(images, dcgan.Generator(cfg).apply(variables, z, train=False))
     np.testing.assert_allclose(images[:2], dcgan.sample(variables, z[:2], cfg), atol=1e-6)  # each by itself
@@ -599,7 +600,7 @@ def test_running_statistics(default):
 def test_batch_statistics(default):
     state, cfg = default[0][3], dataclasses.replace(TINY, batch_norm="batch")
     variables = dcgan.generator(state, cfg)
-    z = dcgan.latents(KEY, 6, cfg)
+    z = dcgan.requests(KEY, 6, cfg)
     images = dcgan.sample(variables, z, cfg)
     expected, _ = dcgan.apply(dcgan.Generator(cfg), state.ema, state.gen.batch_stats, z)
     np.testing.assert_array_equal(images, expected)
@@ -607,7 +608,7 @@ def test_batch_statistics(default):
 
 
 def test_latents_are_standard_normal():
-    z = dcgan.latents(KEY, 1000, dcgan.Config())
+    z = dcgan.requests(KEY, 1000, dcgan.Config())
     assert z.shape == (1000, 100) and z.dtype == jnp.float32
     assert abs(z.mean()) < 4 / np.sqrt(z.size)
     assert abs(z.std() - 1) < 4 / np.sqrt(2 * z.size)
@@ -625,3 +626,34 @@ def test_samples_come_from_the_weights_that_are_asked_for(batch_norm):
     if batch_norm == "standing":
         of = [dcgan.generator(state, dataclasses.replace(cfg, weights=w))["batch_stats"] for w in ("average", "last")]
         np.testing.assert_allclose(of[0]["norm0"]["var"], 4 * of[1]["norm0"]["var"], rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures that are no squares
+
+
+@pytest.mark.parametrize("size, smallest", [((16, 32), (4, 8)), ((48, 32), (6, 4)), (32, (4, 4)), ((64, 64), (4, 4))])
+def test_sizes(size, smallest):
+    cfg = dcgan.Config(image_size=size, channels=1, width=2, latent_dim=3)
+    shape = size if isinstance(size, tuple) else (size, size)
+    assert cfg.smallest == smallest and dcgan.sources(cfg)["real"].size == size
+    state = jax.eval_shape(lambda key: dcgan.init(key, cfg), KEY)
+    assert state.gen.params["project"].shape[:2] == smallest == state.disc.params["judge"].shape[:2]
+    batch = {"real": {"image": jax.ShapeDtypeStruct((2, *shape, 1), jnp.float32)}}
+    after, _ = jax.eval_shape(lambda s, b: dcgan.train_step(s, b, KEY, cfg), state, batch)
+    z = dcgan.requests(KEY, 2, cfg)
+    assert jax.eval_shape(lambda s: dcgan.sample(dcgan.generator(s, cfg), z, cfg), after).shape == (2, *shape, 1)
+
+
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        (28, "image_size must be a power of two from 16 to 256, got 28: take 32"),
+        ((8, 64), "got 8: take 16"),
+        ((512, 512), "got 512: take 256"),
+        ((32, 50), "a longer side that is a multiple of 8, got 50: take 48"),
+    ],
+)
+def test_sizes_that_do_not_fit_name_one_that_does(size, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dcgan.Config(image_size=size)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg, ndimage, stats
 
-from ganstyle_jax.files import UserError
-from ganstyle_jax.metrics import distances
-from ganstyle_jax.metrics.distances import Gaussian, Moments, frechet_distance, gaussian
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge.metrics import distances
+from ganstyle_jax.judge.metrics.distances import Gaussian, Moments, frechet_distance, gaussian
 
 SEEDS = st.integers(0, 10_000)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import types
 import zipfile
 
@@ -12,10 +13,14 @@ import small_wgan
 from PIL import Image
 
 import ganstyle_jax
-from ganstyle_jax import cli, evaluate, runs
-from ganstyle_jax.files import UserError
-from ganstyle_jax.metrics import distances, features
-from ganstyle_jax.train import Loop, run
+from ganstyle_jax import cli
+from ganstyle_jax.gan import dcgan
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge import evaluate, features
+from ganstyle_jax.judge.metrics import distances
+from ganstyle_jax.look import measure
+from ganstyle_jax.loop import runs
+from ganstyle_jax.loop.train import Loop, run
 
 pytestmark = pytest.mark.usefixtures("home", "quick_compile")
 
@@ -64,9 +69,9 @@ def settings(mine, **changes):
 
 def test_the_metrics_are_those_of_the_features(tmp_path, mine):
     real, fake = random_images(40), random_images(50, 1)
-    record = evaluate.run(
+    record = measure.run(
         saved(tmp_path / "fake.npz", fake),
-        evaluate.Options(reference=str(saved(tmp_path / "real.npz", real))),
+        measure.Options(reference=str(saved(tmp_path / "real.npz", real))),
         settings(mine),
     )
 
@@ -85,18 +90,23 @@ def test_the_metrics_are_those_of_the_features(tmp_path, mine):
     protocol = record["protocol"]
     assert protocol["real"] == {"source": "real.npz", "count": 40, "of": 40, "image_size": None}
     assert protocol["fake"]["count"] == 50 and protocol["features"] == "mine.py:quarters"
-    assert protocol["kid_subset"] == 20 and len(protocol["weights"]) == 64 and record["step"] is None
+    assert (
+        protocol["colours"] == "sRGB"
+        and protocol["kid_subset"] == 20
+        and len(protocol["weights"]) == 64
+        and record["step"] is None
+    )
     assert set(record["versions"]) >= {"ganstyle_jax", "jax"}
     json.dumps(record)
 
 
 def test_real_against_itself_is_at_no_distance_and_damage_is_seen(tmp_path, mine):
     real = random_images(60)
-    reference = evaluate.Options(reference=str(saved(tmp_path / "real.npz", real)))
+    reference = measure.Options(reference=str(saved(tmp_path / "real.npz", real)))
     chosen = settings(mine, metrics=("fid", "precision_recall", "density_coverage"), count=60, real_count=60)
-    found = evaluate.run(tmp_path / "real.npz", reference, chosen)["metrics"]
+    found = measure.run(tmp_path / "real.npz", reference, chosen)["metrics"]
     assert found["fid"] == pytest.approx(0, abs=1e-9) and found["precision"] == found["coverage"] == 1
-    darker = evaluate.run(saved(tmp_path / "dark.npz", real // 2), reference, chosen)["metrics"]
+    darker = measure.run(saved(tmp_path / "dark.npz", real // 2), reference, chosen)["metrics"]
     assert darker["fid"] > 0.1 and darker["coverage"] < 0.1
 
 
@@ -108,10 +118,10 @@ def test_a_folder_a_zip_and_an_npz_give_the_same(tmp_path, mine):
             Image.fromarray(image).save(tmp_path / "folder" / f"{i:03d}.png")
             archive.write(tmp_path / "folder" / f"{i:03d}.png", f"{i:03d}.png")
     saved(tmp_path / "images.npz", images)
-    options = evaluate.Options(reference=str(saved(tmp_path / "real.npz", random_images(30, 5))))
+    options = measure.Options(reference=str(saved(tmp_path / "real.npz", random_images(30, 5))))
     chosen = settings(mine, metrics=("fid", "kid"))
     found = [
-        evaluate.run(tmp_path / name, options, chosen)["metrics"] for name in ("folder", "images.zip", "images.npz")
+        measure.run(tmp_path / name, options, chosen)["metrics"] for name in ("folder", "images.zip", "images.npz")
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-9) and found[0] == pytest.approx(found[2], rel=1e-9)
 
@@ -133,29 +143,92 @@ def test_what_was_seen_before_is_not_looked_at_again_until_it_changes(tmp_path, 
     assert np.abs(changed.features - first.features).max() > 0.1
 
 
+def test_what_lies_at_home_is_seen_to_change_too(tmp_path, mine, monkeypatch):
+    """A ~ that no shell has replaced, as in a script."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chosen, found = settings(mine, metrics=("fid",)), []
+    for seed in (0, 7):
+        saved(tmp_path / "real.npz", random_images(30, seed))
+        found.append(evaluate.look_at_source("~/real.npz", evaluate.network_of(chosen), chosen, None, None))
+    assert found[0].about["source"] == "real.npz"
+    assert np.abs(found[0].gaussian.mean - found[1].gaussian.mean).max() > 0
+
+
 def test_statistics_in_the_format_of_pytorch_fid(tmp_path, mine):
     real, fake = saved(tmp_path / "real.npz", random_images(40)), saved(tmp_path / "fake.npz", random_images(50, 1))
     chosen = settings(mine, metrics=("fid",))
-    first = evaluate.run(fake, evaluate.Options(str(real), save_statistics=tmp_path / "stats.npz"), chosen)
+    first = measure.run(fake, measure.Options(str(real), save_statistics=tmp_path / "stats.npz"), chosen)
     with np.load(tmp_path / "stats.npz") as file:
         assert file["mu"].shape == (12,) and file["sigma"].shape == (12, 12)
         np.savez(tmp_path / "bare.npz", mu=file["mu"], sigma=file["sigma"])  # as pytorch-fid writes them
         np.savez(tmp_path / "other.npz", mu=file["mu"][:5], sigma=file["sigma"][:5, :5])
     for name, count in [("stats.npz", 40), ("bare.npz", "unknown")]:
-        found = evaluate.run(fake, evaluate.Options(str(tmp_path / name)), chosen)
+        found = measure.run(fake, measure.Options(str(tmp_path / name)), chosen)
         assert found["metrics"]["fid"] == pytest.approx(first["metrics"]["fid"], rel=1e-12)
         assert found["protocol"]["real"]["count"] == count
         assert found["protocol"]["real"]["source"] in (name, "real.npz")
     with pytest.raises(UserError, match=r"kid needs the images.*--metrics fid"):
-        evaluate.run(fake, evaluate.Options(str(tmp_path / "stats.npz")), settings(mine, metrics=("kid",)))
+        measure.run(fake, measure.Options(str(tmp_path / "stats.npz")), settings(mine, metrics=("kid",)))
     with pytest.raises(UserError, match=r"kid|images themselves"):
-        evaluate.run(fake, evaluate.Options(str(tmp_path / "stats.npz")), settings(mine, metrics=("ms_ssim",)))
+        measure.run(fake, measure.Options(str(tmp_path / "stats.npz")), settings(mine, metrics=("ms_ssim",)))
     with pytest.raises(UserError, match="5 features, and compact"):  # of another network
-        evaluate.run(
+        measure.run(
             fake,
-            evaluate.Options(str(tmp_path / "other.npz")),
+            measure.Options(str(tmp_path / "other.npz")),
             settings(mine, features="compact", metrics=("fid",), resize=None),
         )
+
+
+def test_fid_of_few_images_says_so_and_names_the_remedy(tmp_path, mine, caplog):
+    real, fake = saved(tmp_path / "real.npz", random_images(13)), saved(tmp_path / "fake.npz", random_images(12, 1))
+    record = measure.run(fake, measure.Options(str(real)), settings(mine, metrics=("fid",)))  # of 12 features
+    (warning,) = record["warnings"]
+    assert re.search(
+        r"12 features, and 12 generated images are too few .* more than 12 images .*--count.* kid", warning
+    )
+    assert caplog.messages == [warning] and "real images" not in warning
+    caplog.clear()
+    statistics = tmp_path / "statistics.npz"
+    np.savez(statistics, mu=np.zeros(12), sigma=np.eye(12))  # that do not say of how many
+    for enough in (
+        measure.run(real, measure.Options(str(statistics)), settings(mine, metrics=("fid",))),
+        measure.run(fake, measure.Options(str(real)), settings(mine, metrics=("precision_recall",))),
+    ):
+        assert "warnings" not in enough
+    assert not caplog.messages
+
+
+def test_statistics_of_another_network_are_refused_by_both_names(tmp_path, mine):
+    theirs = tmp_path / "fid_stats_cifar10_train.npz"
+    np.savez(theirs, mu=np.zeros(2048), sigma=np.eye(2048))
+    fake = saved(tmp_path / "fake.npz", random_images(12))
+    of_mine = r"fid_stats_cifar10_train.npz has statistics of 2,048 features, and mine.py:quarters gives 12: take the"
+    of_compact = r"fid_stats_cifar10_train.npz has the statistics of 2048 features, and compact:.* --features inception"
+    for network, said in ((mine, of_mine), ("compact", of_compact)):
+        with pytest.raises(UserError, match=said):
+            measure.run(fake, measure.Options(str(theirs)), settings(network, metrics=("fid",)))
+
+
+def test_a_cache_that_cannot_be_written_does_not_end_the_work(tmp_path, mine, monkeypatch, caplog):
+    (tmp_path / "home").write_text("a file, where a folder is wanted")
+    monkeypatch.setenv("GANSTYLE_HOME", str(tmp_path / "home"))
+    real, fake = saved(tmp_path / "real.npz", random_images(30)), saved(tmp_path / "fake.npz", random_images(30, 1))
+    found = measure.run(fake, measure.Options(str(real)), settings(mine, metrics=("fid",)))
+    assert found["metrics"]["fid"] > 0
+    (said,) = caplog.messages
+    assert re.search(r"^the features of real.npz are not kept for next time: .*home/features cannot be written", said)
+
+
+def test_paths_may_be_texts(tmp_path, mine):
+    real = saved(tmp_path / "real.npz", random_images(30))
+    options = measure.Options(str(real), save_statistics=str(tmp_path / "statistics.npz"))  # pyright: ignore
+    assert measure.run(str(real), options, settings(mine, metrics=("fid",)))["metrics"]["fid"] < 1e-9
+    assert (tmp_path / "statistics.npz").is_file()
+    with pytest.raises(UserError, match="say with --reference"):
+        measure.run("/nonexistent", measure.Options(), evaluate.Settings())
+    with pytest.raises(UserError, match=r"statistics cannot be written to .*real.npz/statistics.npz: "):
+        options = measure.Options(str(real), save_statistics=real / "statistics.npz")
+        measure.run(str(real), options, settings(mine, metrics=("fid",)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,7 +246,7 @@ def test_training_evaluates_and_keeps_the_best(trained, mine):
     assert ganstyle_jax.load(trained, step="best").step == best
     # Asked again of the same step in the same way, the command finds the same figure.
     chosen = evaluate.Settings(("fid",), mine, count=64, real_count=64)
-    again = evaluate.run(trained, evaluate.Options(step=best), chosen)
+    again = measure.run(trained, measure.Options(step=best), chosen)
     first = next(record for record in records if record["step"] == best)
     assert again["metrics"]["fid"] == pytest.approx(first["metrics"]["fid"], rel=1e-5)
     assert again["protocol"] == first["protocol"]
@@ -205,6 +278,7 @@ def test_collapse_ends_a_run_if_asked(pictures, tmp_path):
     method = types.ModuleType("method")
     vars(method).update({k: v for k, v in vars(small_wgan).items() if not k.startswith("__")})
     method.__file__ = small_wgan.__file__
+    method.watch = dcgan.watch
     method.sample = lambda generator, z, cfg: 0 * small_wgan.sample(generator, z, cfg)
     loop = Loop(tmp_path / "run", 100, 8, log_every=4, sample_every=4, checkpoint_every=4, devices=1)
     loop = dataclasses.replace(loop, stop_on_collapse=True, steps_per_dispatch=4)
@@ -227,7 +301,7 @@ def test_collapse_ends_a_run_if_asked(pictures, tmp_path):
         (["--step", "5"], "no checkpoint of step 5"),
         (["--reference", "nowhere"], "nowhere"),
         (["--features", "nothing"], "nothing"),
-        (["--weights", "last"], "a method.py run has no setting weights"),
+        (["--weights", "last"], "a small_wgan.py run has no setting weights"),
     ],
 )
 def test_errors_of_a_run(trained, mine, capsys, args, message):
@@ -239,26 +313,26 @@ def test_errors_of_a_run(trained, mine, capsys, args, message):
 def test_errors_of_images(tmp_path, mine):
     fake = saved(tmp_path / "fake.npz", random_images(20))
     with pytest.raises(UserError, match="say with --reference"):
-        evaluate.run(fake, evaluate.Options(), settings(mine))
+        measure.run(fake, measure.Options(), settings(mine))
     with pytest.raises(UserError, match=r"--batch-norm is for a run, and .*fake.npz is none"):
-        evaluate.run(fake, evaluate.Options(str(fake), batch_norm="batch"), settings(mine))
+        measure.run(fake, measure.Options(str(fake), batch_norm="batch"), settings(mine))
     few = saved(tmp_path / "few.npz", random_images(3))
     with pytest.raises(UserError, match=r"needs at least \d+ images, and there are 3"):
-        evaluate.run(few, evaluate.Options(str(fake)), settings(mine, metrics=("density_coverage", "precision_recall")))
+        measure.run(few, measure.Options(str(fake)), settings(mine, metrics=("density_coverage", "precision_recall")))
     (tmp_path / "sizes").mkdir()
     for size in (16, 18):
         Image.fromarray(random_images(1, size=size)[0]).save(tmp_path / "sizes" / f"{size}.png")
     with pytest.raises(UserError, match="16 x 16 and of 18 x 18"):
-        evaluate.run(tmp_path / "sizes", evaluate.Options(str(fake)), settings(mine, metrics=("fid",)))
+        measure.run(tmp_path / "sizes", measure.Options(str(fake)), settings(mine, metrics=("fid",)))
 
 
 def test_images_of_other_sizes_than_the_real_ones(tmp_path, mine):
     real, fake = saved(tmp_path / "real.npz", random_images(20)), saved(tmp_path / "fake.npz", random_images(20, 1, 24))
     for _ in range(2):  # looked at, and remembered
         with pytest.raises(UserError, match=r"the real ones have 16 x 16 pixels, the others 24 x 24.*@24"):
-            evaluate.run(fake, evaluate.Options(str(real)), settings(mine, metrics=("fid",)))
+            measure.run(fake, measure.Options(str(real)), settings(mine, metrics=("fid",)))
     resized = settings(f"{mine}@16", metrics=("fid",))
-    assert evaluate.run(fake, evaluate.Options(str(real)), resized)["protocol"]["size"] == 16
+    assert measure.run(fake, measure.Options(str(real)), resized)["protocol"]["size"] == 16
 
 
 def test_a_generator_that_draws_nan(trained):

@@ -8,9 +8,13 @@ import pytest
 from PIL import Image
 from skimage import metrics as skimage_metrics
 
-from ganstyle_jax import alexnet, cli, evaluate, evaluate_pairs, pictures, vgg, weights
-from ganstyle_jax.files import UserError
-from ganstyle_jax.metrics import distances, features, lpips, style
+from ganstyle_jax import cli
+from ganstyle_jax.features import alexnet, vgg, weights
+from ganstyle_jax.io import pictures
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge import evaluate, features, networks
+from ganstyle_jax.judge import pairs as evaluate_pairs
+from ganstyle_jax.judge.metrics import distances, lpips, style
 
 pytestmark = pytest.mark.usefixtures("home", "quick_compile")
 
@@ -71,6 +75,67 @@ def test_names_of_partners(tmp_path):
     assert [evaluate_pairs.style_of(path, styles) for path in results] == ["b-scream", "night", "c.webp"]
 
 
+def test_partners_by_pattern(tmp_path):
+    def of(patterns, results, originals, folders=None):
+        paths = [[tmp_path / name for name in names] for names in (results, originals)]
+        found = evaluate_pairs.partners(*paths, folders, patterns)
+        return [(result.name, partner.name) for result, partner in found]
+
+    upscaled = ["a-1_x4.png", "b_x4.png", "notes.png"]
+    expected = [("a-1_x4.png", "a-1.jpg"), ("b_x4.png", "b.tif")]
+    for pattern in ("{}_x4.png", "{}_x4"):
+        assert of((pattern,), upscaled, ["a-1.jpg", "b.tif", "a.png"]) == expected
+    together = ["1_gt.png", "1_lq.png", "1_restored.png", "2_gt.png", "2_lq.png", "2_restored.png"]  # in one folder
+    expected = [("1_restored.png", "1_gt.png"), ("2_restored.png", "2_gt.png")]
+    assert of(("{}_restored.png", "{}_gt.png"), together, together) == expected
+    assert of(("out_{}",), ["out_c.d.png"], ["c.d.webp"]) == [("out_c.d.png", "c.d.webp")]
+    for patterns, originals, said in (
+        (("{}_x2.png",), ["b.tif"], r"none of the 3 pictures in .* is named as --pairs-pattern {}_x2.png"),
+        (("{}_x4.png",), ["a-1.jpg"], r"b_x4.png has no partner in .*: b was looked for"),
+        (("{}_x4", "{}_gt"), ["a-1_gt.jpg", "c.png"], r"b_x4.png has no partner in .*: b_gt was looked for"),
+        (("{}_x4",), ["a-1.jpg", "a-1.png", "b.png"], r"a-1.jpg and .*a-1.png have the same name"),
+    ):
+        with pytest.raises(UserError, match=said):
+            of(patterns, upscaled, originals)
+    for patterns, said in ((("*_x4.png",), "must have {} once"), (("{}", "{}", "{}"), "one pattern or two, got 3")):
+        with pytest.raises(ValueError, match=said):
+            evaluate_pairs.Settings(pairs_pattern=patterns)
+
+
+def test_folders_in_folders_and_every_kind_of_picture(tmp_path, capsys):
+    for i, place in enumerate(("one", "two")):
+        for folder in ("results", "originals"):
+            (tmp_path / folder / place).mkdir(parents=True)
+        Image.fromarray(picture(i)).save(tmp_path / "results" / place / "same-blue.bmp")
+        Image.fromarray(picture(i)).save(tmp_path / "originals" / place / "same.ppm")
+    (tmp_path / "results" / ".thumbnails").mkdir()
+    Image.fromarray(picture(5)).save(tmp_path / "results" / ".thumbnails" / "no.png")
+    cli.main(
+        ["evaluate", f"{tmp_path}/results", "--pairs", f"{tmp_path}/originals", "--pair-metrics", "ssim", "--json"]
+    )
+    record = json.loads(capsys.readouterr().out)
+    places = [(row["picture"], row["partner"]) for row in record["pairs"]]
+    assert places == [("one/same-blue.bmp", "one/same.ppm"), ("two/same-blue.bmp", "two/same.ppm")]
+    assert record["metrics"]["ssim"] == pytest.approx(1)
+    Image.fromarray(picture(1)).save(tmp_path / "results" / "same.png")
+    with pytest.raises(UserError, match=r"one/same.ppm and .*two/same.ppm have the same name: .*results/same.png"):
+        evaluate_pairs.run(
+            str(tmp_path / "results"),
+            None,
+            evaluate_pairs.Settings(str(tmp_path / "originals")),  # pyright: ignore[reportArgumentType]
+            evaluate.Settings(),
+        )
+
+
+def test_the_command_takes_a_pattern(tmp_path, capsys):
+    folder = save(tmp_path / "both", a_gt=picture(0), a_restored=picture(0), b_gt=picture(1), b_restored=picture(1))
+    args = ["evaluate", str(folder), "--pairs", str(folder), "--pairs-pattern", "{}_restored.png", "{}_gt.png"]
+    cli.main([*args, "--pair-metrics", "ssim", "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert [row["partner"] for row in record["pairs"]] == ["a_gt.png", "b_gt.png"]
+    assert record["metrics"]["ssim"] == pytest.approx(1)
+
+
 def test_other_sizes_are_refused_or_fitted(folders, tmp_path):
     results, _ = folders
     originals = save(tmp_path / "larger", a=picture(0, 96, 80), b=picture(1))
@@ -107,12 +172,13 @@ def test_stylised_pictures(tmp_path, data_dir):
     with pytest.raises(UserError, match="--reference"):
         evaluate_pairs.run(results, None, chosen, others)
     record = evaluate_pairs.run(results, str(styles), chosen, others)
+    assert "3 generated and 3 real images are too few" in record["warnings"][0]
     read = {
         path.stem: pictures.read_picture(path)[None]
         for folder in (contents, styles, results)
         for path in folder.glob("*")
     }
-    measure, net = lpips.load("alex", trunk, heads), features.feature_network("compact")
+    measure, net = lpips.load("alex", trunk, heads), networks.feature_network("compact")
     distance = np.mean([float(measure(read[name[0]], read[name])[0]) for name in made])
     a, b = (features.extract(net, [read[name] for name in names])[0] for names in (("s", "t", "u"), made))
     fid = distances.frechet_distance(distances.gaussian(a), distances.gaussian(b))

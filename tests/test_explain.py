@@ -10,19 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_wgan
+import stand_in
 from PIL import Image
 
-from ganstyle_jax import cli, explain, losses, pictures, runs, train, vgg, weights
-from ganstyle_jax.explain import gan, maps, sections, style
-from ganstyle_jax.files import UserError
+from ganstyle_jax import cli, contract
+from ganstyle_jax.features import vgg, weights
 from ganstyle_jax.gan import dcgan
+from ganstyle_jax.io import pictures
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.look import explain
+from ganstyle_jax.look.explain import directions, maps, projections, saliency, sections, style, subject
+from ganstyle_jax.loop import runs, train
+from ganstyle_jax.style import losses
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CFG = dcgan.Config(image_size=16, channels=3, width=4, latent_dim=6)
 GROWTH, DIRECTIONS = "How a picture grows", "What single latent directions do"
 MAP, CLASSES = "Real and made-up pictures on one map", "Which classes are made, and how often"
-SMALL = gan.Settings(count=24, labelled=40, drawn=64, jacobians=2)
+SMALL = subject.Settings(count=24, labelled=40, drawn=64, jacobians=2)
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -53,7 +60,7 @@ def test_gradient_of_a_discriminator_equals_finite_differences(x64):
     stats = jax.tree.map(lambda x: x + jnp.asarray(random(*x.shape)) ** 2, state.disc.batch_stats)
     state = dataclasses.replace(state, disc=dataclasses.replace(state.disc, batch_stats=stats))
     judge = jax.jit(lambda x: 30 * dcgan.discriminate(state, x, cfg))
-    found = np.asarray(gan.input_gradient(judge, jnp.asarray(images)))
+    found = np.asarray(saliency.input_gradient(judge, jnp.asarray(images)))
     assert np.abs(found).max() > 1e-3
     step = 1e-7  # so short that hardly a unit of the network changes sides, and rounding leaves 1e-8
     for place in [(0, 3, 4, 0), (1, 15, 0, 2), (0, 8, 8, 1)]:
@@ -66,9 +73,9 @@ def test_gradient_of_a_discriminator_equals_finite_differences(x64):
 
 def test_smoothgrad_without_noise_is_the_gradient(judge):
     images = jnp.asarray(random(2, 4, 4, 3))
-    plain = gan.input_gradient(judge, images)
-    np.testing.assert_allclose(gan.smooth_gradient(judge, images, jax.random.key(0), 0.0, 3), plain, rtol=1e-12)
-    noisy = gan.smooth_gradient(judge, images, jax.random.key(0), 0.2, 3)
+    plain = saliency.input_gradient(judge, images)
+    np.testing.assert_allclose(saliency.smooth_gradient(judge, images, jax.random.key(0), 0.0, 3), plain, rtol=1e-12)
+    noisy = saliency.smooth_gradient(judge, images, jax.random.key(0), 0.2, 3)
     assert np.abs(noisy - plain).max() > 1e-3 * np.abs(plain).max()
 
 
@@ -76,7 +83,7 @@ def test_smoothgrad_is_the_mean_over_noise_of_the_stated_size(x64):
     images = jnp.asarray(random(1, 4, 4, 1)) * 5
     range_, draws = float(images.max() - images.min()), 4000
     # The gradient of x^3 / 3 is x^2, whose mean under noise of deviation s is x^2 + s^2.
-    found = gan.smooth_gradient(lambda x: (x**3 / 3).sum((1, 2, 3)), images, jax.random.key(0), 0.1, draws)
+    found = saliency.smooth_gradient(lambda x: (x**3 / 3).sum((1, 2, 3)), images, jax.random.key(0), 0.1, draws)
     spread = 0.1 * range_
     error = np.sqrt(4 * images**2 * spread**2 + 2 * spread**4) / draws**0.5
     assert np.all(np.abs(found - images**2 - spread**2) < 4.5 * error)
@@ -85,7 +92,7 @@ def test_smoothgrad_is_the_mean_over_noise_of_the_stated_size(x64):
 def test_integrated_gradients_are_complete(judge):
     images, baseline = jnp.asarray(random(3, 4, 4, 3)), jnp.asarray(random(4, 4, 3, seed=5))
     difference = judge(images) - judge(baseline[None])[0]
-    coarse, fine = (gan.integrated_gradients(judge, images, baseline, n).sum((1, 2, 3)) for n in (16, 128))
+    coarse, fine = (saliency.integrated_gradients(judge, images, baseline, n).sum((1, 2, 3)) for n in (16, 128))
     assert np.abs(difference).min() > 0.1
     np.testing.assert_allclose(fine, difference, atol=1e-3)
     # The midpoint rule is of second order: 8 times as many steps leave a 64th of the error.
@@ -94,7 +101,7 @@ def test_integrated_gradients_are_complete(judge):
 
 def test_integrated_gradients_of_a_quadratic_are_exact(x64):
     images, baseline = jnp.asarray(random(2, 4, 4, 1)), jnp.asarray(random(4, 4, 1, seed=3))
-    found = gan.integrated_gradients(lambda x: (x**2).sum((1, 2, 3)), images, baseline, 1)
+    found = saliency.integrated_gradients(lambda x: (x**2).sum((1, 2, 3)), images, baseline, 1)
     np.testing.assert_allclose(found, images**2 - baseline**2, atol=1e-12)
 
 
@@ -103,7 +110,7 @@ def test_replacing_the_strongest_pixels():
     baseline = np.full((4, 4, 1), 0.5, np.float32)
     logit = lambda x: jnp.sum(weights_ * x, (1, 2, 3))  # noqa: E731
     gain = (weights_ * (images - baseline))[..., 0]
-    found = gan.replace_strongest(logit, images, gain, baseline, (0.0, 0.25, 1.0))
+    found = saliency.replace_strongest(logit, images, gain, baseline, (0.0, 0.25, 1.0))
     np.testing.assert_allclose(found[0], logit(images), rtol=1e-6)
     best = np.sort(gain.reshape(2, -1), axis=1)[:, -4:].sum(1)  # no four pixels hold more
     np.testing.assert_allclose(found[1], np.asarray(logit(images)) - best, rtol=1e-4)
@@ -118,7 +125,7 @@ def test_jacobian_equals_forward_mode_and_finite_differences(x64):
     a, b = jnp.asarray(random(5, 7)), jnp.asarray(random(7, 12, seed=1))
     generate = lambda z: jnp.tanh(jnp.tanh(z @ a) @ b).reshape(-1, 2, 2, 3)  # noqa: E731
     latents = jnp.asarray(random(3, 5, seed=2))
-    found = gan.jacobian_gram(generate, latents)
+    found = directions.jacobian_gram(generate, latents)
     wanted = 0
     for z in latents:
         columns = [(generate((z + e)[None]) - generate((z - e)[None])).ravel() / 2e-6 for e in 1e-6 * jnp.eye(5)]
@@ -131,9 +138,9 @@ def test_jacobian_equals_forward_mode_and_finite_differences(x64):
 def test_jacobian_goes_through_convolutions_with_rules_of_their_own(x64):
     cfg = dataclasses.replace(CFG, dtype="float64", convolution="cpu")
     variables = init(jax.random.key(0), cfg).gen.variables
-    latents = dcgan.latents(jax.random.key(1), 1, cfg)
+    latents = dcgan.requests(jax.random.key(1), 1, cfg)
     ours, plain = (
-        gan.jacobian_gram(partial(lambda z, cfg: dcgan.sample(variables, z, cfg), cfg=cfg), latents)
+        directions.jacobian_gram(partial(lambda z, cfg: dcgan.sample(variables, z, cfg), cfg=cfg), latents)
         for cfg in (cfg, dataclasses.replace(cfg, convolution="xla"))
     )
     np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-15)
@@ -142,13 +149,14 @@ def test_jacobian_goes_through_convolutions_with_rules_of_their_own(x64):
 def test_directions_of_a_linear_generator_are_its_singular_vectors(x64):
     weights_ = random(6, 12)
     left, lengths, _ = np.linalg.svd(weights_)
-    gram = gan.jacobian_gram(lambda z: (z @ jnp.asarray(weights_)).reshape(-1, 2, 2, 3), jnp.asarray(random(2, 6)))
-    for values, directions in (gan.sefa(weights_), gan.principal_directions(gram)):
+    generate = lambda z: (z @ jnp.asarray(weights_)).reshape(-1, 2, 2, 3)  # noqa: E731
+    gram = directions.jacobian_gram(generate, jnp.asarray(random(2, 6)))
+    for values, axes in (directions.sefa(weights_), directions.principal_directions(gram)):
         np.testing.assert_allclose(values, lengths**2, rtol=1e-9)
-        np.testing.assert_allclose(np.abs(np.sum(directions * left.T, axis=1)), 1, rtol=1e-9)
+        np.testing.assert_allclose(np.abs(np.sum(axes * left.T, axis=1)), 1, rtol=1e-9)
         assert np.all(np.diff(values) <= 0)
-        np.testing.assert_allclose(gan.overlap(directions[:3], left.T[:3]), 1, rtol=1e-9)
-    assert gan.overlap(left.T[:2], left.T[2:4]) == pytest.approx(0, abs=1e-12)
+        np.testing.assert_allclose(directions.overlap(axes[:3], left.T[:3]), 1, rtol=1e-9)
+    assert directions.overlap(left.T[:2], left.T[2:4]) == pytest.approx(0, abs=1e-12)
 
 
 def test_first_layer_and_activations_are_those_of_the_generator():
@@ -170,7 +178,7 @@ def test_first_layer_and_activations_are_those_of_the_generator():
 def test_a_walk_sets_one_component_and_leaves_the_others():
     latents, direction = random(4, 5), random(5, seed=1)
     direction /= np.linalg.norm(direction)
-    found = gan.along(latents, direction, np.array([-3.0, 0.0, 3.0]))
+    found = directions.along(latents, direction, np.array([-3.0, 0.0, 3.0]))
     assert found.shape == (4, 3, 5)
     np.testing.assert_allclose(found @ direction, np.tile([-3, 0, 3], (4, 1)), atol=1e-12)
     across = latents - np.outer(latents @ direction, direction)
@@ -181,19 +189,16 @@ def test_a_walk_sets_one_component_and_leaves_the_others():
 
 def test_effects_are_the_distance_of_the_ends(monkeypatch):
     """Of a generator that copies two numbers: along one of them 6 sigma, along others nothing."""
-    monkeypatch.setattr(gan, "features_of", lambda pictures: np.ones((len(pictures), 1)))
-    subject = gan.Subject(None, None, None, None, (), "")
-    monkeypatch.setattr(gan.Subject, "decode", lambda self, z: z[:, :2].reshape(-1, 2, 1, 1))
-    found = gan.effects(subject, random(5, 4), np.eye(4)[[0, 3]], 0.5)
+    monkeypatch.setattr(projections, "features_of", lambda pictures: np.ones((len(pictures), 1)))
+    of = subject.Subject(None, None, None, None, None, (), "")
+    monkeypatch.setattr(subject.Subject, "make_from", lambda self, z: z[:, :, :2].reshape(-1, 2, 1, 1))
+    found = directions.effects(of, random(5, 4), np.eye(4)[[0, 3]], 0.5)
     np.testing.assert_allclose(found, [[3 / 2**0.5, 0], [0, 0]], atol=1e-12)
 
 
-def test_ranking_counts_pairs(monkeypatch):
-    subject = gan.Subject(None, None, np.array([1.0, 2.0, 3.0, 4.0]), None, (), "")
-    monkeypatch.setattr(gan.Subject, "decode", lambda self, z: z)
-    told = gan._ranking(subject, np.array([0.0, 2.0]), lambda x: x)  # 4 + 2 of 8 pairs, and one tie
+def test_ranking_counts_pairs():
+    told = saliency.ranking_text(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 2.0]))  # 4 + 2 of 8 pairs, and one tie
     assert "mean +2.5 of 4 real pictures and +1.0 of 2 made up" in told and "first in 81% of the cases" in told
-    assert gan._ranking(gan.Subject(None, None, None, None, (), ""), np.zeros(2), lambda x: x) == ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,67 +207,50 @@ def test_ranking_counts_pairs(monkeypatch):
 
 def test_principal_components_are_those_of_the_covariance():
     points = random(30, 5) * [3, 1, 2, 0.5, 1]
-    found, shares = maps.principal_components(points, 2)
+    found, shares = projections.principal_components(points, 2)
     values, axes = np.linalg.eigh(np.cov(points.T))
     wanted = (points - points.mean(0)) @ axes[:, ::-1][:, :2]
     np.testing.assert_allclose(np.abs(found), np.abs(wanted), rtol=1e-9)
     np.testing.assert_allclose(shares, values[::-1][:2] / values.sum(), rtol=1e-9)
     with pytest.raises(ValueError, match="got shape"):
-        maps.principal_components(points[:1])
+        projections.principal_components(points[:1])
 
 
-@pytest.mark.parametrize("perplexity", [2.0, 10.0, 30.0])
-def test_every_point_has_the_perplexity_asked_for(perplexity):
-    points = random(60, 4) * np.linspace(0.01, 100, 60)[:, None]  # of very different densities
-    conditional = maps.conditional_affinities(maps.squared_distances(points, points), perplexity)
-    np.testing.assert_allclose(np.exp(maps.entropies(conditional)), perplexity, rtol=1e-9)
-    np.testing.assert_allclose(conditional.sum(1), 1, rtol=1e-12)
-    joint = maps.affinities(points, perplexity)
-    assert np.array_equal(joint, joint.T) and joint.sum() == pytest.approx(1) and not joint.diagonal().any()
-
-
-def test_perplexity_of_doubles_and_out_of_range():
-    points = np.repeat(random(5, 3), 4, axis=0)
-    conditional = maps.conditional_affinities(maps.squared_distances(points, points), 2.0)
-    np.testing.assert_allclose(conditional.reshape(5, 4, 5, 4)[0, 0, 0], [0, 1 / 3, 1 / 3, 1 / 3], atol=1e-6)
-    assert np.isfinite(maps.conditional_affinities(np.zeros((6, 6)), 2.0)).all()
-    with pytest.raises(ValueError, match=r"below 19.*got 19"):
-        maps.affinities(points, 19)
-
-
-def test_tsne_gradient_equals_finite_differences(x64):
-    p, y = maps.affinities(random(12, 4), 3.0), random(12, 2, seed=1)
-    value, gradient = maps.divergence_gradient(jnp.asarray(p), jnp.asarray(y))
-    q = 1 / (1 + maps.squared_distances(y, y))
-    np.fill_diagonal(q, 0)
-    q /= q.sum()
-    off = ~np.eye(12, dtype=bool)
-    np.testing.assert_allclose(value, np.sum(p[off] * np.log(p[off] / q[off])), rtol=1e-10)
-    for place in [(0, 0), (5, 1), (11, 0)]:
-        moved = np.zeros_like(y)
-        moved[place] = 1e-6
-        high, low = (float(maps.divergence_gradient(jnp.asarray(p), jnp.asarray(y + s * moved))[0]) for s in (1, -1))
-        np.testing.assert_allclose(gradient[place], (high - low) / 2e-6, rtol=1e-6, atol=1e-9)
+def test_components_of_points_that_are_all_the_same():
+    found, shares = projections.principal_components(np.ones((5, 3)), 2)
+    assert not found.any() and not shares.any()
 
 
 def test_tsne_keeps_clusters_together():
     labels = np.repeat(np.arange(3), 30)
     points = random(90, 10) + 12 * random(3, 10, seed=1)[labels]
-    told = []
-    sheet, divergence = maps.tsne(points, 10.0, 300, told.append)
-    assert (maps.nearest_classes(sheet, labels) == labels).all() and told[-1] == 300
-    shuffled = maps.divergence_gradient(
-        jnp.asarray(maps.affinities(points, 10.0)), jnp.asarray(np.random.default_rng(0).permutation(sheet))
-    )[0]
-    assert divergence < 0.5 * shuffled
-    np.testing.assert_array_equal(sheet, maps.tsne(points, 10.0, 300)[0])
+    sheet, divergence = projections.tsne(points, 10.0, 300)
+    assert (projections.nearest_classes(sheet, labels) == labels).all()
+    centres = np.stack([sheet[labels == k].mean(0) for k in range(3)])
+    width = max(np.abs(sheet[labels == k] - centres[k]).max() for k in range(3))
+    assert min(np.linalg.norm(centres[a] - centres[b]) for a, b in [(0, 1), (0, 2), (1, 2)]) > width
+    noise, left = projections.tsne(random(90, 10), 10.0, 300)  # of which no map keeps all neighbours
+    assert 0 < divergence < left and noise.shape == (90, 2)
+
+
+def test_tsne_is_the_same_every_time():
+    points = random(40, 5)
+    np.testing.assert_array_equal(projections.tsne(points, 5.0, 260)[0], projections.tsne(points.copy(), 5.0, 260)[0])
+
+
+def test_tsne_of_doubles_and_of_a_perplexity_out_of_range():
+    points = np.repeat(random(5, 3), 4, axis=0)
+    assert np.isfinite(projections.tsne(points, 2.0, 250)[0]).all()
+    assert np.isfinite(projections.tsne(np.zeros((9, 4)), 2.0, 250)[0]).all()
+    with pytest.raises(ValueError, match=r"below 19.*got 19"):
+        projections.tsne(points, 19)
 
 
 def test_nearest_classes():
     points, labels = np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]]), np.array([0, 0, 2, 1, 1, 1])
-    np.testing.assert_array_equal(maps.nearest_classes(points, labels, np.array([[0.5], [10.6]]), 3), [0, 1])
-    np.testing.assert_array_equal(maps.nearest_classes(points, labels, neighbours=2), [0, 0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(maps.nearest_classes(points, labels, neighbours=1)[2:4], [0, 1])
+    np.testing.assert_array_equal(projections.nearest_classes(points, labels, np.array([[0.5], [10.6]]), 3), [0, 1])
+    np.testing.assert_array_equal(projections.nearest_classes(points, labels, neighbours=2), [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(projections.nearest_classes(points, labels, neighbours=1)[2:4], [0, 1])
 
 
 def test_discriminant_of_two_classes_in_closed_form():
@@ -272,7 +260,7 @@ def test_discriminant_of_two_classes_in_closed_form():
     within = np.cov((points - means[labels]).T, bias=True)
     within += 0.01 * np.trace(within) / 4 * np.eye(4)
     wanted = np.linalg.solve(within, means[1] - means[0])  # Fisher 1936
-    (found,) = maps.discriminant_directions(points, labels, 1)
+    (found,) = projections.discriminant_directions(points, labels, 1)
     assert abs(found @ wanted) / np.linalg.norm(found) / np.linalg.norm(wanted) == pytest.approx(1, abs=1e-9)
 
 
@@ -380,25 +368,68 @@ def test_a_run_is_explained(run_dir):
 
 
 def test_what_a_method_lacks_is_left_out(tmp_path):
-    method = runs.find_method(str(Path(__file__).with_name("small_wgan.py")))
     loop = train.Loop(run_dir=tmp_path / "run", steps=1, batch_size=4, devices=1)
-    train.run(method, method.Config(), "glyphs:grey", loop)
+    train.run(small_wgan, small_wgan.Config(), "glyphs:grey", loop)
     explain.run(tmp_path / "run", tmp_path / "out", settings=SMALL)
-    saliency, growth, directions = check(tmp_path / "out")[:3]
-    assert "discriminate(state, images, cfg)" in saliency["text"] and not saliency["pictures"]
-    assert "activations(generator, latents, cfg)" in growth["text"] and not growth["pictures"]
-    assert "SeFa" not in directions["text"] and len(directions["pictures"]) == 3
+    looks, grown, walks = check(tmp_path / "out")[:3]
+    assert "discriminate(state, images, cfg)" in looks["text"] and not looks["pictures"]
+    assert "activations(variables, requests, cfg)" in grown["text"] and not grown["pictures"]
+    assert "SeFa" not in walks["text"] and len(walks["pictures"]) == 3
 
 
 def test_data_that_are_gone_and_data_without_classes(run_dir, tmp_path, pictures):
-    subject = gan.prepare(runs.load(run_dir), str(tmp_path / "gone.zip"), SMALL)
-    assert subject.real is None and "gone.zip" in subject.absent
-    latents = np.asarray(dcgan.latents(jax.random.key(0), 8, CFG))
-    assert "gone.zip" in gan.map_sections(subject, latents, tmp_path, SMALL)[0].text
-    assert all(section.pictures for section in gan.saliency_sections(subject, latents, tmp_path, SMALL))
-    unlabelled = gan.prepare(runs.load(run_dir), str(pictures), SMALL)
+    loaded = runs.load(run_dir)
+    gone = subject.prepare(dataclasses.replace(loaded, data=str(tmp_path / "gone.zip")), SMALL)
+    assert gone.real is None and "gone.zip" in gone.absent and str(tmp_path) not in gone.absent
+    assert "gone.zip" in maps.sections(gone, tmp_path, SMALL)[0].text
+    assert all(section.pictures for section in saliency.sections(gone, tmp_path, SMALL))
+    unlabelled = subject.prepare(dataclasses.replace(loaded, data=str(pictures)), SMALL)
     assert unlabelled.labels is None and len(unlabelled.real) == 24
-    assert "k-means" in gan.map_sections(unlabelled, latents, tmp_path, SMALL)[1].text
+    assert "k-means" in maps.sections(unlabelled, tmp_path, SMALL)[1].text
+
+
+def stand_in_run(module, cfg, **data):
+    return stand_in.Loaded(contract.Method(module), cfg, module.init(jax.random.key(0), cfg), data)
+
+
+def test_a_method_with_labels_titles_and_two_sources(tmp_path, pictures):
+    cfg = stand_in.Config(8)
+    run = stand_in_run(stand_in.Labelled, cfg, a=str(pictures), b="nowhere")
+    of = subject.prepare(run, SMALL)
+    assert of.real.shape == (24, 8, 8, 3) and of.latents.shape == (64, 3)
+    asked = stand_in.Labelled.requests(jax.random.key(0), 64, cfg, {})
+    wanted = stand_in.Labelled.sample(run.state, asked, cfg)["shifted"]  # the judged ones
+    np.testing.assert_allclose(of.make(5), wanted[:5], atol=1e-6)
+    # A walk changes the latents and leaves each request its label.
+    still = np.repeat(of.latents[:3, None], 2, axis=1)
+    np.testing.assert_allclose(of.make_from(still), np.repeat(wanted[:3], 2, axis=0), atol=1e-6)
+    found = explain.trained_sections(of, tmp_path, SMALL)
+    assert [section.title for section in found][1:5] == ["Testing the maps", GROWTH, DIRECTIONS, MAP]
+    gram = directions.jacobian_gram(of.generate, jnp.asarray(of.latents[:2]), jax.tree.map(lambda x: x[:2], asked))
+    forward = lambda z, i: of.generate({"latents": z[None], "label": asked["label"][i : i + 1]}).ravel()  # noqa: E731
+    jacobians = [np.asarray(jax.jacfwd(forward)(asked["latents"][i], i)) for i in range(2)]
+    np.testing.assert_allclose(gram, sum(j.T @ j for j in jacobians) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_without_latents_and_without_data(tmp_path):
+    of = subject.prepare(stand_in_run(stand_in.Restoring, stand_in.Config()), SMALL)
+    assert of.real is None and of.latents is None and of.make(3).shape == (3, 8, 12, 3)
+    found = explain.trained_sections(of, tmp_path, SMALL)
+    assert len(found) == 4 and not any(section.pictures for section in found)
+    said = dict((section.title, section.text) for section in found)
+    assert "no vectors" in said[DIRECTIONS] and "no training images" in said[MAP]
+
+
+def test_a_damaged_explanation_is_written_anew(tmp_path):
+    record = {"sections": [{"pictures": [{"file": name} for name in ("../run.json", "mine.txt", "old.png")]}]}
+    for text in ("{", "[]", '{"sections": 3}', "[" * 100_000, json.dumps(record)):
+        (tmp_path / "explain").mkdir(exist_ok=True)
+        for name in ("run.json", "explain/mine.txt", "explain/old.png"):
+            (tmp_path / name).touch()
+        (tmp_path / "explain" / "explain.json").write_text(text)
+        sections.write(tmp_path / "explain", [sections.Section("t", "x")])
+        assert (tmp_path / "run.json").exists() and (tmp_path / "explain" / "mine.txt").exists()
+    assert not (tmp_path / "explain" / "old.png").exists()  # it was ours to remove
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scripts import load_script
 
-from ganstyle_jax import data, glyph_reader, glyphs
-from ganstyle_jax.files import UserError
+from ganstyle_jax import data
+from ganstyle_jax.data import glyphs
+from ganstyle_jax.features import glyph_reader
+from ganstyle_jax.io.files import UserError
 
 DIGITS = glyphs.CHARACTERS[:10]
 SEED = 31  # not one of those that the reader was trained on or measured with
@@ -153,7 +155,7 @@ def test_network_against_pytorch(torch, colour):
         x = torch.relu(torch.nn.functional.conv2d(x, kernel, t(params[f"conv{i}"]["bias"]), padding=1))
     x = x.permute(0, 2, 3, 1).reshape(8, -1)
     features = torch.relu(x @ t(params["features"]["kernel"]) + t(params["features"]["bias"]))
-    found = glyph_reader.apply(params, jnp.asarray(images))
+    found = jax.jit(glyph_reader.apply)(params, jnp.asarray(images))
     np.testing.assert_allclose(found["features"], features.numpy(), rtol=1e-4, atol=1e-4)
     logits = features @ t(params["class"]["kernel"]) + t(params["class"]["bias"])
     np.testing.assert_allclose(found["class"], logits.numpy(), rtol=1e-4, atol=1e-3)
@@ -170,7 +172,7 @@ def test_file_is_small_comes_back_and_says_how_it_was_made(tmp_path):
 
 
 def test_file_of_something_else_is_told(tmp_path):
-    from ganstyle_jax.weights import COMPACT
+    from ganstyle_jax.features.weights import COMPACT
 
     (tmp_path / "broken.safetensors").write_bytes(b"12345678{")
     for path, words in (
@@ -220,15 +222,16 @@ def test_blur_is_scipys_and_sampling_in_place_changes_nothing(script):
     from scipy.ndimage import gaussian_filter
 
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    found = script.blur(jnp.asarray(images), jnp.array([1.0, 2.0]))
+    sample = jax.jit(script.sample)
+    found = jax.jit(script.blur)(jnp.asarray(images), jnp.array([1.0, 2.0]))
     for i, sigma in enumerate((1.0, 2.0)):
         wanted = gaussian_filter(images[i], (sigma, sigma, 0), mode="constant", truncate=8)
         weight = gaussian_filter(np.ones((32, 32)), sigma, mode="constant", truncate=8)[..., None]
         np.testing.assert_allclose(found[i], wanted / weight, atol=1e-5)
     rows, columns = jnp.meshgrid(jnp.arange(32.0), jnp.arange(32.0), indexing="ij")
-    same = script.sample(jnp.asarray(images), jnp.stack([rows] * 2), jnp.stack([columns] * 2))
+    same = sample(jnp.asarray(images), jnp.stack([rows] * 2), jnp.stack([columns] * 2))
     np.testing.assert_allclose(same, images, atol=1e-6)
-    between = script.sample(jnp.asarray(images), jnp.stack([rows + 0.5] * 2), jnp.stack([columns] * 2))
+    between = sample(jnp.asarray(images), jnp.stack([rows + 0.5] * 2), jnp.stack([columns] * 2))
     np.testing.assert_allclose(between[:, :-1], (images[:, 1:] + images[:, :-1]) / 2, atol=1e-6)
 
 
@@ -251,3 +254,27 @@ def test_script_trains_a_few_steps(script, tmp_path, home):
     script.main(settings)
     assert glyph_reader.load(tmp_path / "reader.safetensors").record["steps"] == 2
     assert (tmp_path / "r.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"temperature": "warm"}, "does not say at which temperature"),
+        ({"threshold": -1}, "does not say at which temperature"),
+        ({"record": []}, "does not say at which temperature"),
+        ("[" * 100_000, "what it says of itself is nested too deeply"),
+        ("3", "what it says of itself is 3, where a JSON object was expected"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_checked(tmp_path, changed, said):
+    import json
+
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    with safe_open(glyph_reader.SHIPPED, "numpy") as file:
+        about = json.loads(file.metadata()["glyph_reader"])
+    told = changed if isinstance(changed, str) else json.dumps(about | changed)
+    save_file(load_file(glyph_reader.SHIPPED), tmp_path / "reader", {"glyph_reader": told})
+    with pytest.raises(UserError, match=said):
+        glyph_reader.load(tmp_path / "reader")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ganstyle_jax import data, glyphs
+from ganstyle_jax import data
+from ganstyle_jax.data import glyphs
 
 indices = st.integers(0, 2**40)
 
@@ -145,3 +146,18 @@ def test_source_and_its_options():
 
     with pytest.raises(data.UserError, match=r"'bold'.*glyphs:digits"):
         data.open_source("glyphs:bold", 32)
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (48, 32), (32, 33)])
+@pytest.mark.parametrize("spec", ["glyphs", "glyphs:grey"])
+def test_other_shapes_have_the_glyph_in_their_centre(shape, spec):
+    wide, square = data.open_source(spec, shape, seed=3), data.open_source(spec, 32, seed=3)
+    assert wide.image_shape == (*shape, 1 if "grey" in spec else 3)
+    for i in range(5):
+        image, expected = wide.read(i)["image"], square.read(i)["image"]
+        assert image.shape == wide.image_shape
+        top, left = (shape[0] - 32) // 2, (shape[1] - 32) // 2
+        np.testing.assert_array_equal(image[top : top + 32, left : left + 32], expected)
+        around = np.ones(shape, bool)
+        around[top : top + 32, left : left + 32] = False
+        assert (image[around] == expected[0, 0]).all()

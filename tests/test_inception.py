@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import test_vgg
 
-from ganstyle_jax import inception, stylize, torch_files, weights
-from ganstyle_jax.files import UserError
-from ganstyle_jax.inception import InceptionV3
+from ganstyle_jax.features import inception, torch_files, weights
+from ganstyle_jax.features.inception import InceptionV3
+from ganstyle_jax.io.files import UserError
 from ganstyle_jax.style import gatys
+from ganstyle_jax.stylize import program as stylize
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -207,11 +208,12 @@ def test_parity(torch, state, published):
     """All four feature blocks and the logits at 299 px, and on a picture that is not square and halves unevenly."""
     network, params = weights.read(published)
     assert network == InceptionV3() == weights.PUBLISHED["inception-fid"].network
+    apply = jax.jit(lambda params, images: network.apply(params, images, (*TAPS, "logits_unbiased")))
     for height, width, batch in ((299, 299, 2), (90, 131, 1)):
         images = test_vgg.picture(height, width, batch)
         with torch.no_grad():
             expected = torch_inception(torch, state, torch.tensor(images).permute(0, 3, 1, 2))
-        taps = jax.jit(lambda images: network.apply(params, images, (*TAPS, "logits_unbiased")))(images)
+        taps = apply(params, images)
         for tap, x in expected.items():
             assert x.shape[1] == taps[tap].shape[-1] == TAPS[tap]
             test_vgg.assert_close(taps[tap], x.numpy().transpose(0, 2, 3, 1) if x.ndim == 4 else x.numpy())
@@ -291,7 +293,7 @@ def test_means_leave_out_what_is_not_there():
             [x[0, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((0, 1)) for j in range(width)]
             for i in range(height)
         ]
-        np.testing.assert_allclose(inception._mean_3x3(jnp.asarray(x))[0], expected, atol=1e-6)
+        np.testing.assert_allclose(jax.jit(inception._mean_3x3)(x)[0], expected, atol=1e-6)
 
 
 def test_stylize_refuses_it(published):

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ganstyle_jax import layers
+from ganstyle_jax.nn import layers
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -26,6 +26,7 @@ SHAPES = [
     (1, 12, 4, 33, 2),
 ]
 OPERATIONS = {"halve": layers.halve, "double": layers.double}
+halve, double = (jax.jit(operation, static_argnums=2) for operation in OPERATIONS.values())
 DEVICES = 8
 
 
@@ -60,17 +61,17 @@ def derivatives(operation, platform):
     """
 
     def loss(x, k, weight):
-        return jnp.sum(weight * jnp.tanh(operation(x, k, platform) / 4))
-
-    first = jax.grad(loss, (0, 1))
-
-    def squared_norms(x, k, weight):
-        return [jnp.sum(g**2) for g in first(x, k, weight)]
+        y = operation(x, k, platform)
+        return jnp.sum(weight * jnp.tanh(y / 4)), y
 
     def everything(x, k, weight):
-        by_x = jax.grad(lambda x, k: squared_norms(x, k, weight)[0], (0, 1))(x, k)
-        by_k = jax.grad(lambda x, k: squared_norms(x, k, weight)[1], (0, 1))(x, k)
-        return operation(x, k, platform), first(x, k, weight), (by_x, by_k)
+        def squared_norms(x, k):
+            first, y = jax.grad(loss, (0, 1), has_aux=True)(x, k, weight)
+            return [jnp.sum(g**2) for g in first], (y, first)
+
+        _, pull_back, (y, first) = jax.vjp(squared_norms, x, k, has_aux=True)
+        one, zero = jnp.ones((), x.dtype), jnp.zeros((), x.dtype)
+        return y, first, (pull_back([one, zero]), pull_back([zero, one]))
 
     return jax.jit(everything)
 
@@ -87,13 +88,13 @@ def test_convolutions_are_what_their_docstrings_say(x64, shape, platform):
     expected = np.zeros((shape[0], shape[1] // 2, shape[2] // 2, shape[4]))
     for i, j in np.ndindex(expected.shape[1:3]):  # y[i, j] = sum over p, q of x[2i + p - 1, 2j + q - 1] k[p, q]
         expected[:, i, j] = np.einsum("bpqc,pqcd->bd", padded[:, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4], k)
-    assert_close(layers.halve(x, k, platform), expected, 1e-12)
+    assert_close(halve(x, k, platform), expected, 1e-12)
 
     x, k, _ = map(np.asarray, operands("double", shape))
     padded = np.zeros((shape[0], shape[1] + 2, shape[2] + 2, shape[3]))
     for i, j in np.ndindex(x.shape[1:3]):  # y[2i + p - 1, 2j + q - 1] += x[i, j] k[p, q]
         padded[:, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += np.einsum("bc,pqcd->bpqd", x[:, i, j], k)
-    assert_close(layers.double(x, k, platform), padded[:, 1:-1, 1:-1], 1e-12)
+    assert_close(double(x, k, platform), padded[:, 1:-1, 1:-1], 1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -139,7 +140,7 @@ def test_float32_is_as_exact_as_its_sums_allow(name, shape, platform):
 @pytest.mark.parametrize("platform", ["cpu", "xla"])
 def test_bfloat16_stays_bfloat16(platform):
     x, k, _ = operands("halve", SHAPES[1])
-    for operation in (layers.halve, layers.double):
+    for operation in (halve, double):
         exact = operation(x, k, "xla")
         short = operation(x.astype(jnp.bfloat16), k.astype(jnp.bfloat16), platform)
         assert short.dtype == jnp.bfloat16
@@ -151,8 +152,8 @@ def test_bfloat16_stays_bfloat16(platform):
 def test_double_is_the_transpose_of_halve(x64, shape, platform):
     """<halve(x, k), y> = <x, double(y, k transposed)>."""
     x, k, y = operands("halve", shape)
-    left = jnp.vdot(layers.halve(x, k, platform), y)
-    right = jnp.vdot(x, layers.double(y, k.swapaxes(2, 3), platform))
+    left = jnp.vdot(halve(x, k, platform), y)
+    right = jnp.vdot(x, double(y, k.swapaxes(2, 3), platform))
     np.testing.assert_allclose(left, right, rtol=1e-12, atol=1e-12 * float(jnp.linalg.norm(x) * jnp.linalg.norm(y)))
 
 
@@ -186,8 +187,10 @@ def test_convolutions_under_vmap(x64, name):
     many = [operands(name, SHAPES[1]), tuple(2 * a for a in operands(name, SHAPES[1]))]
     one = derivatives(OPERATIONS[name], "cpu")
     expected = jax.tree.map(lambda *leaves: np.stack(leaves), *(one(*arguments) for arguments in many))
-    assert_close(jax.vmap(one)(*(jnp.stack(arguments) for arguments in zip(*many, strict=True))), expected, 1e-12)
-    over_kernels = jax.vmap(OPERATIONS[name], in_axes=(None, 0, None))
+    assert_close(
+        jax.jit(jax.vmap(one))(*(jnp.stack(arguments) for arguments in zip(*many, strict=True))), expected, 1e-12
+    )
+    over_kernels = jax.jit(jax.vmap(OPERATIONS[name], in_axes=(None, 0, None)), static_argnums=2)
     (x, k, _), (_, k2, _) = many
     expected = np.stack([OPERATIONS[name](x, kernel, "xla") for kernel in (k, k2)])
     assert_close(over_kernels(x, jnp.stack([k, k2]), "cpu"), expected, 1e-12)
@@ -200,8 +203,8 @@ def test_forward_mode(x64, name):
     dx, dk = draw(5, *x.shape), draw(6, *k.shape)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda x, k: operation(x, k, "cpu"), (x, k), (dx, dk))
-    _, tangent = jax.jvp(lambda x, k: operation(x, k, "xla"), (x, k), (dx, dk))
-    by_x, by_k = jax.grad(lambda x, k: jnp.vdot(operation(x, k, "cpu"), weight), (0, 1))(x, k)
+    _, tangent = jax.jit(functools.partial(jax.jvp, lambda x, k: operation(x, k, "xla")))((x, k), (dx, dk))
+    by_x, by_k = jax.jit(jax.grad(lambda x, k: jnp.vdot(operation(x, k, "cpu"), weight), (0, 1)))(x, k)
     np.testing.assert_allclose(jnp.vdot(tangent, weight), jnp.vdot(dx, by_x) + jnp.vdot(dk, by_k), rtol=1e-10)
 
 
@@ -282,7 +285,8 @@ def test_batch_norm_by_hand():
 
 
 def test_batch_norm_begins_as_the_paper_says_and_init_leaves_statistics_alone():
-    variables = layers.BatchNorm().init(jax.random.key(0), 7 + draw(0, 4, 2, 2, 1000), train=True)
+    init = jax.jit(functools.partial(layers.BatchNorm().init, train=True))
+    variables = init(jax.random.key(0), 7 + draw(0, 4, 2, 2, 1000))
     assert abs(variables["params"]["scale"].mean() - 1) < 4 * 0.02 / np.sqrt(1000)
     assert abs(variables["params"]["scale"].std() - 0.02) < 4 * 0.02 / np.sqrt(2000)
     np.testing.assert_array_equal(variables["params"]["bias"], np.zeros(1000))
@@ -294,8 +298,9 @@ def test_batch_norm_begins_as_the_paper_says_and_init_leaves_statistics_alone():
 def test_batch_norm_does_not_see_the_scale_and_shift_of_its_input(x64, scale, shift):
     x = draw(0, 8, 2, 2, 3)
     module = layers.BatchNorm(jnp.float64, jnp.float64, epsilon=0.0)
-    variables = module.init(jax.random.key(0), x, train=True)
+    variables = jax.jit(functools.partial(module.init, train=True))(jax.random.key(0), x)
 
+    @jax.jit
     def output(x):
         return module.apply(variables, x, train=True, mutable=["batch_stats"])[0]
 
@@ -306,7 +311,7 @@ def test_batch_norm_survives_a_large_mean():
     """E[x^2] - E[x]^2 in one pass would lose all of a variance of 1 beside a mean of 10,000 in float32."""
     x = 1e4 + draw(0, 64, 4, 4, 2)
     module = layers.BatchNorm(momentum=1.0)
-    variables = module.init(jax.random.key(0), x, train=True)
+    variables = jax.jit(functools.partial(module.init, train=True))(jax.random.key(0), x)
     output, new = module.apply(variables, x, train=True, mutable=["batch_stats"])
     # Near 10,000 float32 knows multiples of 1/1024: the mean is off by a few of them, and the variance by their square.
     expected = np.var(np.asarray(x, np.float64), (0, 1, 2), ddof=1)
@@ -318,7 +323,7 @@ def test_bfloat16_has_float32_statistics():
     """Added up in bfloat16, 8192 values of about 100 would stop growing at 512 times the first."""
     x = (100 + draw(0, 32, 16, 16, 2)).astype(jnp.bfloat16)
     module = layers.BatchNorm(jnp.bfloat16, momentum=1.0)
-    variables = module.init(jax.random.key(0), x, train=True)
+    variables = jax.jit(functools.partial(module.init, train=True))(jax.random.key(0), x)
     assert jax.tree.all(jax.tree.map(lambda a: a.dtype == jnp.float32, variables))
     output, new = jax.jit(lambda x: module.apply(variables, x, train=True, mutable=["batch_stats"]))(x)
     exact = np.asarray(x, np.float64)
@@ -335,7 +340,7 @@ def test_batch_norm_of_the_global_batch(x64):
     """pmap with an axis, jit over a sharded batch, and one device: one result, also in the gradients."""
     module, parallel = layers.BatchNorm(jnp.float64, jnp.float64), layers.BatchNorm(jnp.float64, jnp.float64, "batch")
     x, weight = 2 * draw(0, 2 * DEVICES, 2, 2, 3) + 1, draw(1, 2 * DEVICES, 2, 2, 3)
-    variables = module.init(jax.random.key(0), x, train=True)
+    variables = jax.jit(functools.partial(module.init, train=True))(jax.random.key(0), x)
     step = batch_norm_step(module)
     params, stats = variables["params"], variables["batch_stats"]
     expected = step(params, stats, x, weight)
@@ -385,6 +390,27 @@ def test_global_draws_are_the_same_on_any_number_of_devices():
         mapped = jax.pmap(lambda _, n=images: draws(n, "batch"), axis_name="batch", devices=jax.devices()[:devices])
         for a, b in zip(one, mapped(jnp.arange(devices)), strict=True):
             np.testing.assert_array_equal(a, b.reshape(a.shape))
+
+
+def test_the_global_batch_and_a_devices_part_of_it():
+    batch = {"image": jnp.arange(DEVICES * 6.0).reshape(DEVICES, 2, 3), "label": jnp.arange(2 * DEVICES).reshape(-1, 2)}
+    assert layers.global_batch(batch, None) is batch and layers.local_part(batch, None) is batch
+
+    def there_and_back(parts):
+        everything = layers.global_batch(parts, "batch")
+        return everything, layers.local_part(everything, "batch")
+
+    everything, back = jax.pmap(there_and_back, axis_name="batch")(batch)
+    for name, parts in batch.items():
+        for of_device in everything[name]:  # on every device in the devices' order
+            np.testing.assert_array_equal(of_device, parts.reshape(-1, *parts.shape[2:]))
+        np.testing.assert_array_equal(back[name], parts)
+
+
+def test_a_part_of_what_the_devices_do_not_divide():
+    rows = jnp.zeros((DEVICES, DEVICES + 1, 3))
+    with pytest.raises(ValueError, match=r"9 rows cannot be divided among 8 devices, got shape \(9, 3\)"):
+        jax.pmap(lambda x: layers.local_part(x, "batch"), axis_name="batch")(rows)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

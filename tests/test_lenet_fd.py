@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import load_script
 
-from ganstyle_jax.files import UserError
+from ganstyle_jax.io.files import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "experiments" / "lenet_fd.py"

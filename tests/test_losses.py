@@ -1,5 +1,7 @@
 """Losses against numbers worked out by hand, on both sides of zero; penalties against critics with known gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from ganstyle_jax import losses
+from ganstyle_jax.nn import losses
 
 NAMES = ["non_saturating", "minimax", "least_squares", "hinge", "wasserstein"]
 REAL = jnp.array([0.0, 1.0, -1.0, 2.0, -2.0, 0.5])
 FAKE = jnp.array([0.0, -1.0, 1.0, -3.0, 0.5, -0.25])
 LOGITS = jnp.array([0.0, 1.0, -1.0, 3.0, -2.0])
+DISCRIMINATOR_SLOPES = {name: jax.jit(jax.grad(loss, (0, 1))) for name, loss in losses.DISCRIMINATOR.items()}
+GENERATOR_SLOPES = {name: jax.jit(jax.grad(loss)) for name, loss in losses.GENERATOR.items()}
 logit = st.floats(-20, 20, width=32)
 
 
@@ -78,10 +82,11 @@ def test_one_value_per_image(name):
 def test_large_logits_stay_finite(name, dtype):
     logits = jnp.array([1e4, -1e4, 1e4, -1e4], dtype)
     others = jnp.array([1e4, -1e4, -1e4, 1e4], dtype)
-    value, slopes = jax.value_and_grad(lambda x, y: losses.DISCRIMINATOR[name](x, y).sum(), (0, 1))(logits, others)
+    evaluate = jax.jit(jax.value_and_grad(lambda x, y: losses.DISCRIMINATOR[name](x, y).sum(), (0, 1)))
+    value, slopes = evaluate(logits, others)
     assert value.dtype == dtype
     assert np.isfinite([value.astype(float), *jnp.ravel(jnp.array(slopes)).astype(float)]).all()
-    value, slope = jax.value_and_grad(lambda x: losses.GENERATOR[name](x).sum())(logits)
+    value, slope = jax.jit(jax.value_and_grad(lambda x: losses.GENERATOR[name](x).sum()))(logits)
     assert value.dtype == dtype
     assert np.isfinite([value.astype(float), *slope.astype(float)]).all()
 
@@ -100,14 +105,14 @@ def test_large_logits_give_the_linear_branches():
 def test_the_discriminator_pushes_real_logits_up_and_fake_ones_down(name, real, fake):
     """Within the range where every loss asks for more: hinge is content beyond +-1, least squares at 1 and 0."""
     fake = max(fake, 0.0625) if name == "least_squares" else fake
-    by_real, by_fake = jax.grad(losses.DISCRIMINATOR[name], (0, 1))(jnp.float32(real), jnp.float32(fake))
+    by_real, by_fake = DISCRIMINATOR_SLOPES[name](np.float32(real), np.float32(fake))
     assert by_real < 0 < by_fake
 
 
 @pytest.mark.parametrize("name", NAMES)
 @given(fake=st.floats(-10, 0.9375, width=32))
 def test_the_generator_pushes_its_logits_up(name, fake):
-    assert jax.grad(losses.GENERATOR[name])(jnp.float32(fake)) < 0
+    assert GENERATOR_SLOPES[name](np.float32(fake)) < 0
 
 
 def test_where_losses_are_content():
@@ -124,8 +129,8 @@ def test_minimax_saturates_where_non_saturating_does_not(fake):
     """Slopes -D(G(z)) and -(1 - D(G(z))): the same aim, but a sure discriminator leaves minimax without gradient."""
     with jax.enable_x64(True):
         d = 1 / (1 + np.exp(-fake))
-        minimax = jax.grad(losses.generator_minimax)(jnp.float64(fake))
-        non_saturating = jax.grad(losses.generator_non_saturating)(jnp.float64(fake))
+        minimax = GENERATOR_SLOPES["minimax"](np.float64(fake))
+        non_saturating = GENERATOR_SLOPES["non_saturating"](np.float64(fake))
     np.testing.assert_allclose(minimax, -d, rtol=1e-12)
     np.testing.assert_allclose(non_saturating, -(1 - d), rtol=1e-6)
     # The two agree only where D(G(z)) = 1/2; a rejected image (logit < 0) moves faster without saturation.
@@ -158,13 +163,18 @@ def curved(weights, images):
     return jnp.tanh(jnp.einsum("bhwc,hwck->bk", images, weights)).sum(-1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def of_linear(penalty, weights, *images):
+    return penalty(linear(weights), *images)
+
+
 @pytest.mark.parametrize("penalty", [losses.r1_penalty, losses.r2_penalty])
 @given(scale=st.floats(0, 10, width=32), seed=st.integers(0, 9))
 def test_r1_and_r2_of_a_linear_critic_are_its_squared_norm(penalty, scale, seed):
     weights = scale * normal(seed, SHAPE[1:])
     expected = np.full(len(normal(0)), np.sum(np.asarray(weights, np.float64) ** 2))
     # A sum of 30 float32 squares, which vanish where the weights are tiny.
-    np.testing.assert_allclose(penalty(linear(weights), normal(seed + 1)), expected, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(of_linear(penalty, weights, normal(seed + 1)), expected, rtol=1e-5, atol=1e-12)
 
 
 @given(scale=st.floats(0.0625, 10, width=32), seed=st.integers(0, 9))
@@ -172,7 +182,7 @@ def test_gradient_penalty_of_a_linear_critic(scale, seed):
     weights = normal(seed, SHAPE[1:])
     weights = scale * weights / jnp.linalg.norm(weights)  # |w| is the scale
     mix = jnp.linspace(0, 1, 4).reshape(4, 1, 1, 1)
-    penalty = losses.gradient_penalty(linear(weights), normal(seed + 1), normal(seed + 2), mix)
+    penalty = of_linear(losses.gradient_penalty, weights, normal(seed + 1), normal(seed + 2), mix)
     # (|w| - 1)^2 cancels near |w| = 1, so the error of |w|, a few float32 ulps, is what counts.
     np.testing.assert_allclose(penalty, np.full(4, (scale - 1) ** 2), rtol=1e-5, atol=1e-5)
 
@@ -197,21 +207,24 @@ def test_penalties_of_a_curved_critic_by_finite_differences(x64):
     weights, real, fake = 0.3 * normal(0, (*SHAPE[1:], 3)), normal(1), normal(2)
     mix = jnp.linspace(0.1, 0.9, 4).reshape(4, 1, 1, 1)
 
+    values = jax.jit(curved)
+
     def squared_norm(images):
         """|grad D|^2 by central differences, whose error is of the order of step^2."""
         flat, step = np.asarray(images).reshape(4, -1), 1e-5
         total = np.zeros(4)
         for i in range(flat.shape[1]):
             shift = step * np.eye(flat.shape[1])[i]
-            ahead, behind = (curved(weights, (flat + s).reshape(SHAPE)) for s in (shift, -shift))
+            ahead, behind = (values(weights, (flat + s).reshape(SHAPE)) for s in (shift, -shift))
             total += ((np.asarray(ahead) - np.asarray(behind)) / (2 * step)) ** 2
         return total
 
     def critic(images):
         return curved(weights, images)
 
-    np.testing.assert_allclose(losses.r1_penalty(critic, real), squared_norm(real), rtol=1e-7)
-    np.testing.assert_allclose(losses.r2_penalty(critic, fake), squared_norm(fake), rtol=1e-7)
+    r1, r2 = (jax.jit(functools.partial(penalty, critic)) for penalty in (losses.r1_penalty, losses.r2_penalty))
+    np.testing.assert_allclose(r1(real), squared_norm(real), rtol=1e-7)
+    np.testing.assert_allclose(r2(fake), squared_norm(fake), rtol=1e-7)
     between = mix * real + (1 - mix) * fake
     expected = (np.sqrt(squared_norm(between)) - 1) ** 2
     np.testing.assert_allclose(losses.gradient_penalty(critic, real, fake, mix), expected, rtol=1e-7)
@@ -222,9 +235,9 @@ def test_slopes_of_penalties_by_finite_differences(x64):
     real, fake = normal(1), normal(2)
     mix = jnp.linspace(0.1, 0.9, 4).reshape(4, 1, 1, 1)
     weights = (0.3 * normal(0, (*SHAPE[1:], 3)),)
-    check_grads(lambda w: losses.r1_penalty(lambda x: curved(w, x), real), weights, order=1)
-    check_grads(lambda w: losses.r2_penalty(lambda x: curved(w, x), fake), weights, order=1)
-    check_grads(lambda w: losses.gradient_penalty(lambda x: curved(w, x), real, fake, mix), weights, order=1)
+    check_grads(jax.jit(lambda w: losses.r1_penalty(lambda x: curved(w, x), real)), weights, order=1)
+    check_grads(jax.jit(lambda w: losses.r2_penalty(lambda x: curved(w, x), fake)), weights, order=1)
+    check_grads(jax.jit(lambda w: losses.gradient_penalty(lambda x: curved(w, x), real, fake, mix)), weights, order=1)
 
 
 def test_gradient_penalty_of_a_constant_critic_is_one_and_has_a_gradient():

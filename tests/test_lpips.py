@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import test_vgg
 
-from ganstyle_jax import alexnet, torch_files, weights
-from ganstyle_jax.files import UserError
-from ganstyle_jax.metrics import lpips
-from ganstyle_jax.vgg import VGG, VGG16
+from ganstyle_jax.features import alexnet, torch_files, weights
+from ganstyle_jax.features.vgg import VGG, VGG16
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge.metrics import lpips
 
 SHIFT, SCALE = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])  # as LPIPS states them
 ALEX = {"features.0": (64, 3, 11), "features.3": (192, 64, 5), "features.6": (384, 192, 3)}
@@ -190,7 +190,7 @@ def test_home_folder(torch, tmp_path):
 
 def test_published_heads(data_dir):
     """The files that are here are those of the list, and LPIPS of weights that are 0 or more is a distance."""
-    from ganstyle_jax import download
+    from ganstyle_jax.features import download
 
     for kind in lpips.VARIANTS:
         path, published = data_dir / "weights" / "lpips_v0.1" / f"{kind}.pth", weights.PUBLISHED[f"lpips-{kind}"]
@@ -244,7 +244,7 @@ def test_alexnet_equals_torch(torch, tmp_path):
     images = test_vgg.picture(70, 95, batch=2)
     _, unit = test_vgg.to_torch(torch, images)
     expected = torch_taps(torch, "alex", state, test_vgg.torchvision_input(torch, unit))
-    found = network.apply(params, images, alexnet.TAPS)
+    found = jax.jit(lambda images: network.apply(params, images, alexnet.TAPS))(images)
     for tap, x in zip(alexnet.TAPS, expected, strict=True):
         test_vgg.assert_close(found[tap], x.detach().numpy().transpose(0, 2, 3, 1))
     half = dataclasses.replace(network, dtype="bfloat16").apply(params, images, ("pool1",))["pool1"]

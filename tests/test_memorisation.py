@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ganstyle_jax import data
-from ganstyle_jax.metrics import memorisation
+from ganstyle_jax.judge.metrics import memorisation
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

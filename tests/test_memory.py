@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from ganstyle_jax import vgg
+from ganstyle_jax.features import vgg
 from ganstyle_jax.style import gatys, memory
 
 WIDE = vgg.VGG(((32, 32), (64, 64), (128,)))
@@ -54,7 +54,13 @@ def planned(network: vgg.Network, cfg: gatys.Config, rows: int = 1, regions: int
     return held / len(jnp.atleast_1d(at.value))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("plain", "compact", "lbfgs", "tiles", "rows") else pytest.mark.slow)
+        for name in CASES
+    ],
+)
 def test_the_estimate_lies_above_the_plan_but_not_far(name):
     network, cfg, how = CASES[name]
     need = memory.needed(network, cfg, gatys.fitted_shape((3, 4), cfg.size), **how)

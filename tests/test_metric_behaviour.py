@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scripts import load_script
 
-from ganstyle_jax import glyph_reader
+from ganstyle_jax.features import glyph_reader
 
 script = load_script("metric_behaviour")
 COUNT = 2_000
@@ -123,5 +123,5 @@ def test_script_leaves_a_record_and_a_picture(tmp_path, home):
     script.main(settings)
     record = json.loads((tmp_path / "record.json").read_text())
     assert [row["level"] for row in record["reader"]["noise"]] == list(script.NOISE)
-    assert record["compact"]["dimensions"] == 352 and len(record["modes"]) == len(script.KEPT)
+    assert record["compact"]["dimensions"] == 592 and len(record["modes"]) == len(script.KEPT)
     assert (tmp_path / "curves.png").stat().st_size > 20_000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from ganstyle_jax.files import UserError
-from ganstyle_jax.metrics import modes
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge.metrics import modes
 
 
 def sure(labels, k, confidence=1.0):

@@ -6,18 +6,21 @@ import os
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import av
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
-from ganstyle_jax import pictures
-from ganstyle_jax.files import UserError
-from ganstyle_jax.images import to_uint8, to_uint16
-from ganstyle_jax.pictures import read_picture, read_video, write_picture, write_video
+from ganstyle_jax import data
+from ganstyle_jax.io import folders, pictures, video
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.io.images import to_uint8, to_uint16
+from ganstyle_jax.io.pictures import read_alpha, read_picture, write_picture
+from ganstyle_jax.io.video import read_video, write_video
 
 rng = np.random.default_rng(0)
 NOISE = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -141,7 +144,7 @@ def full_disk(*_):
     raise OSError(28, "No space left on device")
 
 
-WRITERS = [*product([write_picture], pictures.PICTURE_SUFFIXES), *product([write_video], pictures.VIDEO_SUFFIXES)]
+WRITERS = [*product([write_picture], pictures.PICTURE_SUFFIXES), *product([write_video], video.VIDEO_SUFFIXES)]
 
 
 @pytest.mark.parametrize("write, suffix", WRITERS)
@@ -159,6 +162,131 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, write, suffix
             write(*arguments)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Transparency.
+
+
+ALPHA = np.random.default_rng(1).integers(0, 256, (20, 30)).astype(np.float32) / 255
+
+
+@pytest.mark.parametrize("suffix, levels", [(".png", 255), (".tif", 65535), (".webp", 255)])
+@pytest.mark.parametrize("deep", [False, True])
+def test_alpha_is_written_and_read_back(tmp_path, suffix, levels, deep):
+    """The colours lie under it as they were; a picture that is read lies over white."""
+    path = tmp_path / f"x{suffix}"
+    picture = full_range(DEEP_NOISE[..., :3]) if deep else NOISE
+    write_picture(path, picture, alpha=ALPHA)
+    np.testing.assert_allclose(read_alpha(path), ALPHA, atol=0.5 / levels + 1e-6)
+    assert read_alpha(path).dtype == np.float32 and read_alpha(path).flags.c_contiguous
+    unit = np.dstack([(picture + 1) / 2 if deep else picture / 255, ALPHA])
+    expected = 2 * (unit[..., :3] * unit[..., 3:] + 1 - unit[..., 3:]) - 1
+    if suffix != ".webp":
+        np.testing.assert_allclose(read_picture(path), expected, atol=2.1 / 255)
+    with Image.open(path) as file:
+        assert file.has_transparency_data and file.info["icc_profile"]
+    write_picture(path, picture)
+    assert read_alpha(path) is None
+
+
+def test_alpha_of_other_programs_files(tmp_path):
+    """A palette's colour, 16 bits, and turned upright as the picture is; None where all is opaque or nothing said."""
+    path = tmp_path / "x.png"
+    rgba = np.dstack([NOISE, np.rint(ALPHA * 255).astype(np.uint8)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rgba).save(path, exif=exif)
+    np.testing.assert_allclose(read_alpha(path), np.rot90(ALPHA, -1), atol=1e-6)
+    assert read_alpha(path).shape == read_picture(path).shape[:2]
+    for pixels in (DEEP_NOISE, DEEP_NOISE[..., [0, 3]]):
+        path.write_bytes(png(pixels))
+        np.testing.assert_allclose(read_alpha(path), DEEP_NOISE[..., 3] / 65535, atol=1e-6)
+    for kind in ("unassalpha", "assocalpha"):
+        tifffile.imwrite(tmp_path / "x.tif", DEEP_NOISE, photometric="rgb", extrasamples=[kind])
+        np.testing.assert_allclose(read_alpha(tmp_path / "x.tif"), DEEP_NOISE[..., 3] / 65535, atol=1e-6)
+    palette = Image.fromarray(NOISE).quantize(8, dither=Image.Dither.NONE)
+    palette.save(path, transparency=3)
+    np.testing.assert_array_equal(read_alpha(path), np.asarray(palette) != 3)
+    for pixels in (png(DEEP_NOISE[..., :3]), png(np.dstack([DEEP_NOISE[..., :3], np.full((20, 30), 65535)]))):
+        path.write_bytes(pixels)
+        assert read_alpha(path) is None
+    with pytest.raises(UserError, match=r"there is no picture .*none\.png"):
+        read_alpha(tmp_path / "none.png")
+
+
+def test_wrong_alpha_is_refused(tmp_path):
+    for name in ("x.jpg", "x.JPEG"):
+        with pytest.raises(UserError, match=r"JPEG has no alpha: choose \.png, \.webp or \.tif"):
+            write_picture(tmp_path / name, NOISE, alpha=ALPHA)
+    for alpha in (ALPHA[:5], ALPHA[..., None], ALPHA * 2, -ALPHA, ALPHA * np.nan, (ALPHA * 255).astype(np.uint8)):
+        with pytest.raises(ValueError, match=r"floats from 0 to 1 of shape \(20, 30\)"):
+            write_picture(tmp_path / "x.png", NOISE, alpha=alpha)
+    assert not list(tmp_path.iterdir())
+
+
+# Which files are pictures.
+
+
+def test_pictures_of_a_folder(tmp_path):
+    """At any depth, sorted, by suffix in either case, without what systems leave; as `data.open_source` takes them."""
+    wanted = ["B.PNG", "a.bmp", "b/c.gif", "b/d.avif", "b/deep/e.jp2", "f.webp"]
+    others = ["._a.png", ".hidden/a.png", "__MACOSX/a.png", "@eaDir/a.jpg/SYNO.jpg", "$RECYCLE.BIN/x.jpg", 
+              "b/notes.txt", "lost+found/a.png", "System Volume Information/a.png", "c.psd"]  # fmt: skip
+    for name in wanted + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert pictures.pictures_in(tmp_path) == [tmp_path / name for name in wanted] == pictures.pictures_in(str(tmp_path))
+    found = folders.find(tmp_path)
+    assert list(found.pictures) == wanted and set(found.others) == set(others)
+    assert folders.passed_over_words(found.passed_over) == (
+        "2 hidden, 1 .psd, 1 .txt, 1 in $RECYCLE.BIN, 1 in @eaDir, 1 in System Volume Information, 1 in __MACOSX, "
+        "1 in lost+found"
+    )
+    assert folders.passed_over_words(found.passed_over, most=2) == "2 hidden, 1 .psd, 6 of other kinds"
+    (tmp_path / "empty").mkdir()
+    assert pictures.pictures_in(tmp_path / "empty") == []
+    for name in ("none", "a.bmp"):
+        with pytest.raises(UserError, match=f"{name} is no folder"):
+            pictures.pictures_in(tmp_path / name)
+
+
+def test_every_suffix_that_is_listed_can_be_read(tmp_path):
+    """What `pictures_in` gives, `read_picture` takes; each suffix as Pillow writes it."""
+    picture = Image.fromarray(NOISE)
+    for suffix in folders.SUFFIXES:
+        if suffix != ".avif" or features.check("avif"):
+            (picture.convert("1") if suffix == ".pbm" else picture).save(tmp_path / f"x{suffix}")
+    for path in pictures.pictures_in(tmp_path):
+        assert read_picture(path).shape == (20, 30, 3)
+    assert len(pictures.pictures_in(tmp_path)) >= len(folders.SUFFIXES) - 1
+
+
+@pytest.mark.parametrize("suffix", folders.HEIC_SUFFIXES)
+def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch, suffix):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.fromarray(to_uint8(smooth(40, 64))).save(tmp_path / f"x{suffix}", format="HEIF", quality=100)
+    assert pictures.pictures_in(tmp_path) == [tmp_path / f"x{suffix}"]
+    np.testing.assert_allclose(read_picture(tmp_path / f"x{suffix}"), smooth(40, 64), atol=0.1)
+    source = data.open_source(tmp_path, 40)
+    assert source.size == 1
+    np.testing.assert_allclose(source[0]["image"], smooth(40, 64)[:, 12:52], atol=0.1)
+    for module in (folders, pictures):
+        monkeypatch.setattr(module, "suffixes", lambda: folders.SUFFIXES)
+    assert pictures.pictures_in(tmp_path) == []
+    (tmp_path / "fake.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(UserError, match=r"pip install -e '\.\[heic\]'"):
+        read_picture(tmp_path / "fake.heic")
+
+
+def test_kinds_that_run_programs_are_not_opened(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("was run"))
+    Image.fromarray(NOISE).save(tmp_path / "x.eps")
+    (tmp_path / "x.eps").rename(tmp_path / "x.png")
+    with pytest.raises(UserError, match="not a picture that can be read"):
+        read_picture(tmp_path / "x.png")
 
 
 # What a file may hold.
@@ -399,6 +527,24 @@ def test_the_limit_is_the_callers(tmp_path, monkeypatch):
         read_picture(tmp_path / "x.ico", max_pixels=200)
 
 
+def test_the_limit_in_many_threads(tmp_path, monkeypatch):
+    """Each reader has its own, and Pillow's is back when the last of them has ended."""
+    Image.fromarray(NOISE).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+
+    def read(k):
+        for _ in range(50):
+            with contextlib.suppress(pictures.TooLarge), pictures.opened(tmp_path / "x.png", [600, 599][k % 2]) as file:
+                assert k % 2 == 0
+                file.crop((0, 0, 30, 20)).load()
+        return True
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        warnings.simplefilter("error")
+        assert all(pool.map(read, range(8)))
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
 def test_files_that_are_no_pictures(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.jpg").touch()
@@ -536,7 +682,7 @@ def test_wrong_frames_leave_nothing(tmp_path):
         yield smooth(8, 8)
         raise KeyError("from the frames")
 
-    for suffix in pictures.VIDEO_SUFFIXES:
+    for suffix in video.VIDEO_SUFFIXES:
         path = tmp_path / f"x{suffix}"
         for frames, error, words in (
             ([], ValueError, "at least one frame"),
@@ -577,6 +723,22 @@ def test_files_that_are_no_videos(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             read_video(tmp_path / name)
+
+
+def test_lists_of_other_files_are_no_videos(tmp_path):
+    """FFmpeg would follow them, whatever they are called."""
+    write_video(tmp_path / "secret.gif", [NOISE], 10)
+    for content in ("ffconcat version 1.0\nfile secret.gif\n", "#EXTM3U\n#EXTINF:9,\nsecret.gif\n#EXT-X-ENDLIST\n"):
+        (tmp_path / "x.mp4").write_text(content)
+        with pytest.raises(UserError, match="cannot be read as a video"):
+            read_video(tmp_path / "x.mp4")
+
+
+def test_frames_of_too_many_pixels_are_refused(tmp_path, monkeypatch):
+    write_video(tmp_path / "x.mp4", [NOISE], 10)
+    monkeypatch.setattr(video, "MAX_FRAME", 599)
+    with pytest.raises(UserError, match=r"frames of 30 x 20 pixels; at most 599 are read"):
+        read_video(tmp_path / "x.mp4")
 
 
 def test_a_video_cut_short_is_refused_or_ends_early(tmp_path):

@@ -7,10 +7,13 @@ import re
 import jax
 import pytest
 
-from ganstyle_jax import cli, plan, train, vgg
-from ganstyle_jax.files import UserError
+from ganstyle_jax import cli
+from ganstyle_jax.features import vgg
 from ganstyle_jax.gan import dcgan
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop import plan, train
 from ganstyle_jax.style import gatys
+from ganstyle_jax.style import plan as style_plan
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -58,6 +61,11 @@ def chips():
     return plan.topology_devices("v5e:2x4")[1]
 
 
+def planned(network, cfg, shape, chips) -> plan.Plan:
+    lowered = style_plan.lower(network, cfg, shape, chips)
+    return plan.plan_lowered(lowered.lowered, len(chips), lowered.kept)
+
+
 def kinds(made: plan.Plan) -> set[str]:
     return {kind for kind, _ in made.collectives}
 
@@ -88,11 +96,22 @@ def test_a_sharded_state_takes_less_of_each_chip(chips):
 @needs_libtpu
 @pytest.mark.slow
 def test_rows_talk_to_neighbours_alone(chips):
-    cfg = gatys.Config(size=300)
-    made = plan.plan_style(vgg.COMPACT, cfg, (300, 200), chips)
+    cfg = gatys.Config(size=512)
+    made = planned(vgg.COMPACT, cfg, (512, 200), chips)
     assert kinds(made) <= {"all-reduce", "collective-permute"}
-    rows = plan.plan_style(vgg.COMPACT, cfg, (300, 200), chips[:2])
+    rows = planned(vgg.COMPACT, cfg, (512, 200), chips[:2])
     assert made.memory < 0.6 * rows.memory
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_of_shares_that_cannot_be_halved_coarse_colours_alone_are_gathered(chips):
+    height, width = 300, 200  # 38 rows on each of eight chips, of which `spread` makes 19, 9.5 ...
+    made = planned(vgg.COMPACT, gatys.Config(size=height), (height, width), chips)
+    assert kinds(made) <= {"all-reduce", "collective-permute", "all-gather"}
+    gathered = sum(size for kind, size in made.collectives if kind == "all-gather")
+    # Of three channels, from the image at half its size on: a third of its bytes there and back, less what need not be.
+    assert gathered < 4 * 3 * height * width / 3
 
 
 @needs_libtpu

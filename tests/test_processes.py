@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from ganstyle_jax import images, pictures, processes, runs
-from ganstyle_jax.files import UserError
-from ganstyle_jax.processes import Processes
+from ganstyle_jax.io import images, pictures
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop import processes, runs
+from ganstyle_jax.loop.processes import Processes
 
 STEPS = 20
 RUN = ["dcgan", "--image-size=16", "--width=4", "--latent-dim=8", "--batch-size=16", "--dtype=float64"]
@@ -125,21 +126,42 @@ def test_processes_compute_what_one_does(place, undisturbed, tmp_path, count, op
     assert "steps done" in job.logs[0].read_text() and "steps done" not in job.logs[1].read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+@pytest.mark.parametrize("name", ["small_translator", "small_stylizer", "small_prior"])
+def test_every_kind_of_method_is_the_same_in_two_processes(place, tmp_path, name, parallel):
+    """Several sources, a history in the state, frozen networks, no data at all."""
+    data = {
+        "small_translator": ["--data", "a={0}", "b={0}"],
+        "small_stylizer": ["--data", "content={0}", "style={0}"],
+        "small_prior": [],
+    }[name]
+    data = [part.format(place / "pictures.npz") for part in data]
+    command = [sys.executable, "-m", "ganstyle_jax", "train", str(Path(__file__).with_name(f"{name}.py")), *data]
+    command += ["--batch-size=16", "--dtype=float64", f"--steps={STEPS}", "--sample-every=100", "--workers=1"]
+    for count in (1, 2):
+        run_dir = tmp_path / str(count)
+        options = [f"--run-dir={run_dir}", f"--parallel={parallel}"]
+        with Job(place, run_dir, count, 4 // count, command + options) as job:
+            assert job.wait() == [0] * count, job.said()
+    assert_same_run(tmp_path / "1", tmp_path / "2")
+
+
 ROWS = """
 import sys
 import jax
 import numpy as np
 import tyro
 from jax.sharding import Mesh
-from ganstyle_jax import processes
+from ganstyle_jax.loop import processes
 from ganstyle_jax.style import gatys
-from ganstyle_jax.vgg import VGG
+from ganstyle_jax.features.vgg import VGG
 
 jax.config.update("jax_enable_x64", True)
 processes.join(tyro.cli(processes.Processes, args=sys.argv[2:]))
 network = VGG(((4, 4), (8,)), padding="reflect", dtype="float64", platform="xla")
 layers = {"content_layers": ("relu2_1",), "style_layers": ("relu1_1", "relu2_1")}
-cfg = gatys.Config(size=70, smallest=50, steps=12, **layers)
+cfg = gatys.Config(size=70, smallest=50, steps=12, taper=0.0, **layers)
 content, style = (np.random.default_rng(i).uniform(-1, 1, (61, 70, 3)) for i in range(2))
 params = jax.tree.map(lambda x: np.asarray(x, np.float64), network.init(jax.random.key(0)))
 with processes.leaving_together():

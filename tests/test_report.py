@@ -15,12 +15,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import stand_in
 from PIL import Image
 
-from ganstyle_jax import cli, images, report, runs, train, vgg, weights
-from ganstyle_jax import pictures as picture_files
-from ganstyle_jax.files import UserError
+from ganstyle_jax import cli, contract
+from ganstyle_jax.features import vgg, weights
 from ganstyle_jax.gan import dcgan
+from ganstyle_jax.io import images
+from ganstyle_jax.io import pictures as picture_files
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.look import report
+from ganstyle_jax.look.report import drawn, training
+from ganstyle_jax.loop import runs, train
 
 pytestmark = pytest.mark.usefixtures("home", "quick_compile")
 
@@ -166,7 +172,7 @@ def test_a_slider_through_the_sample_grids(run, tmp_path):
 
 
 def test_many_grids_are_thinned_and_it_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MOST_GRIDS", 3)
+    monkeypatch.setattr(training, "MOST_GRIDS", 3)
     folder = write_run(tmp_path / "run", lines_of("run"), grids=range(0, 100, 10))
     parsed = checked(report.write([folder], tmp_path / "report.html"))
     assert [of["alt"].split("step ")[1] for of in parsed.all("img")] == ["0", "40", "90"]
@@ -176,8 +182,8 @@ def test_many_grids_are_thinned_and_it_is_said(tmp_path, monkeypatch):
 def test_a_true_run_has_a_walk_and_its_neighbours(trained, tmp_path):
     parsed = checked(report.write([trained], tmp_path / "report.html", training_images=24))
     walk, neighbours = ([of for of in parsed.all("img") if word in of["alt"]] for word in ("Walk", "Training image"))
-    assert len(walk) == report.STOPS * report.FRAMES
-    assert len(neighbours) == 4 * report.SHOWN and len([of for of in parsed.all("img") if of["alt"] == "Sample"]) == 16
+    assert len(walk) == drawn.STOPS * drawn.FRAMES
+    assert len(neighbours) == 4 * drawn.SHOWN and len([of for of in parsed.all("img") if of["alt"] == "Sample"]) == 16
     chart = parsed.charts["Share whose nearest is within"]
     assert [series["name"] for series in chart["series"]] == ["samples", "real images"]
     for series in chart["series"]:
@@ -192,8 +198,8 @@ def test_a_true_run_has_a_walk_and_its_neighbours(trained, tmp_path):
     assert "Marked is what is not the default" in parsed.words
     # The walk's first frame is drawn from its latents; WebP keeps so small a picture exactly.
     loaded = runs.load(trained)
-    stops = loaded.method.latents(jax.random.key(1), report.STOPS * report.WALKS, loaded.cfg)
-    grid = images.to_uint8(images.grid(loaded.decode(np.asarray(stops)[: report.WALKS]), columns=4))
+    stops = loaded.requests(jax.random.key(1), drawn.STOPS * drawn.WALKS)
+    grid = images.to_uint8(images.grid(loaded.draw(np.asarray(stops)[: drawn.WALKS]), columns=4))
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(walk[0]["src"].partition(",")[2]))).convert("RGB"))
     np.testing.assert_array_equal(shown, np.broadcast_to(grid, shown.shape))
 
@@ -271,8 +277,8 @@ def test_what_explain_left(run, tmp_path):
     assert parsed.all("img", alt="Saliency <1>") and "Where it looks" in parsed.words and "Three." in parsed.words
     assert "lies outside" in parsed.words and not parsed.all("img", alt="no")
     (run / "explain" / "explain.json").write_text("[]")
-    with pytest.raises(UserError, match=r"explain.json cannot be read .*run ganstyle explain again"):
-        report.write([run], tmp_path / "report.html")
+    parsed = checked(report.write([run], tmp_path / "report.html"))
+    assert re.search(r"explain\.json cannot be read .*: run ganstyle explain again", parsed.words)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -287,7 +293,15 @@ def test_a_style_run(tmp_path):
     weights.write(tmp_path / "tiny.safetensors", network, network.init(jax.random.key(0)))
     folder = tmp_path / "run"
     files = [str(tmp_path / f"{name}.png") for name in ("content", "style", "other")]
-    settings = ["--size=24", "--smallest=16", "--steps=6", "--optimizer=adam", "--save-every=2"]
+    settings = [
+        "--size=24",
+        "--smallest=16",
+        "--steps=6",
+        "--taper=0",
+        "--factor=1.4142",
+        "--optimizer=adam",
+        "--save-every=2",
+    ]
     settings += [
         "--content-layers=relu2_1",
         "--style-layers",
@@ -352,6 +366,82 @@ def test_a_run_with_nothing_but_its_description(tmp_path):
     assert "nothing can be drawn, because" in parsed.words and "holds no checkpoint yet" in parsed.words
 
 
+def test_a_style_run_with_damaged_parts(tmp_path):
+    lines = [{"step": 1, "loss": 1.0, "size": "x"}, {"step": 10**400, "loss": 2.0}]
+    folder = write_run(tmp_path / "run", lines, grids=(), method="gatys", data="a.jpg", size="huge")
+    (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text() + "3\n[1]\nnull\n" + "[" * 9999 + "\n")
+    (folder / "steps").mkdir()
+    (folder / "steps" / "²³.png").write_bytes(b"")  # digits, but no number
+    (folder / "steps" / "000001.png").write_bytes(b"no picture")
+    images.save_png(folder / "steps" / "000002.png", np.zeros((6, 8, 3), np.uint8))
+    (folder / "content.png").mkdir()
+    (folder / "explain").mkdir()
+    (folder / "explain" / "explain.json").write_text('{"sections": [3, {"pictures": [7, {"file": "\\u0000"}]}]}')
+    parsed = checked(report.write([folder], tmp_path / "report.html"))
+    assert "000001.png is no picture that can be read" in parsed.words and "huge pixels" in parsed.words
+    assert parsed.all("img", alt="The picture of run, 2 evaluations") and len(parsed.all("img")) == 1
+    assert "Left out: there is no picture content.png" in parsed.words and "is no name of a file" in parsed.words
+
+
+def test_no_page_says_where_files_lie(tmp_path):
+    """A report may be shown to anybody: of a path it says no more than the last part."""
+    far = tmp_path / "ann" / "private"
+    record = {"step": 1, "metrics": {"fid": 1.0}, "protocol": {"real": {"source": f"{far}/set.npz/x_test"}}}
+    lines = [{"step": 1, "loss": 1.0, "warning": f"see {far}/log.txt, it has collapsed"}]
+    folder = write_run(tmp_path / "gan", lines, [record], data=str(far / "photos"), init_from=str(far / "netG.pth"))
+    (folder / "samples" / "000030.png").write_bytes(b"")
+    (folder / "explain").mkdir()
+    sections = [{"title": "T", "text": f"There is no {far}/a.zip.", "pictures": [{"file": "b.png", "caption": "B"}]}]
+    (folder / "explain" / "explain.json").write_text(json.dumps({"sections": sections}))
+    style_run = write_run(tmp_path / "style", None, grids=(), method="gatys", data=str(far / "my photo.jpg"))
+    parsed = checked(report.write([folder, style_run], tmp_path / "report.html", 10))
+    text = (tmp_path / "report.html").read_text()
+    assert str(tmp_path) not in text and "private" not in text and str(tmp_path.resolve()) not in text
+    for said in ("netG.pth", "set.npz/x_test", "see log.txt", "There is no a.zip.", "my photo", "gan on photos"):
+        assert said.replace("gan on", "dcgan on") in parsed.words, said
+    other = write_run(tmp_path / "other", lines, data=str(tmp_path / "bob" / "photos"))
+    words = checked(report.write([folder, other], tmp_path / "report.html", 0)).words
+    assert "private/photos" in words and "bob/photos" in words  # as much as tells them apart
+
+
+def test_data_of_several_sources_are_named(tmp_path):
+    folder = write_run(tmp_path / "run", lines_of("run"), data={"horses": "a.zip", "zebras": "/far/b.zip"})
+    assert (
+        "dcgan on horses=a.zip, zebras=b.zip, 16 pixels" in checked(report.write([folder], tmp_path / "r.html")).words
+    )
+
+
+def loaded(module, cfg, **data):
+    return stand_in.Loaded(contract.Method(module), cfg, module.init(jax.random.key(0), cfg), data)
+
+
+def test_a_method_with_titles_labels_and_two_sources(tmp_path, pictures, monkeypatch):
+    run = loaded(stand_in.Labelled, stand_in.Config(8), a=str(pictures), b="nowhere")
+    monkeypatch.setattr(runs, "load", lambda folder: run)
+    folder = write_run(tmp_path / "run", lines_of("run"), grids=(), data={"a": str(pictures), "b": "nowhere"})
+    images.save_grid(folder / "samples" / "000010.png", np.zeros((6, 8, 8, 3)), columns=2)
+    parsed = checked(report.write([folder], tmp_path / "report.html", 24))
+    assert "plain shifted" in parsed.words and parsed.all("div", **{"class": "titles"})
+    assert len([of for of in parsed.all("img") if "Walk" in of["alt"]]) == drawn.STOPS * drawn.FRAMES
+    assert "Among 24 training images" in parsed.words
+    assert drawn.Titles(("a", "b"), (8, 8)).over(2 * (8 + 2 + 8 + 2) - 2) == ("a", "b", "a", "b")
+
+
+def test_a_method_without_latents_and_without_data(tmp_path, monkeypatch):
+    run = loaded(stand_in.Restoring, stand_in.Config())
+    monkeypatch.setattr(runs, "load", lambda folder: run)
+    folder = write_run(tmp_path / "run", lines_of("run"), data={})
+    parsed = checked(report.write([folder], tmp_path / "report.html", 24))
+    assert "there is no walk, since what it makes pictures of is no vectors" in parsed.words
+    assert not parsed.all("a", href="#nearest-training-images") and "dcgan on none" in parsed.words
+
+
+def test_a_method_that_fails_leaves_a_page(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "load", lambda folder: 1 // 0)
+    words = checked(report.write([run], tmp_path / "report.html")).words
+    assert "one: nothing can be drawn, because integer division or modulo by zero." in words
+
+
 @pytest.mark.parametrize(
     "break_it, said",
     [
@@ -382,10 +472,12 @@ def test_bad_arguments(run, tmp_path):
 
 
 def test_the_template_ships_with_the_package():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
-        "ganstyle_jax"
-    ]
-    assert any(fnmatch.fnmatch("report.html", pattern) for pattern in settings)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    templates = [path.relative_to(ROOT / "ganstyle_jax") for path in (ROOT / "ganstyle_jax").rglob("*.html")]
+    assert templates and {path.parent.name for path in templates} == {"templates"}
+    for path in templates:  # of a package, which a folder without __init__.py is not for setuptools
+        room, inside = path.parts[0], str(path.relative_to(path.parts[0]))
+        assert any(fnmatch.fnmatch(inside, pattern) for pattern in settings[f"ganstyle_jax.{room}"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from skimage import color, data, metrics
 
-from ganstyle_jax.files import UserError
-from ganstyle_jax.metrics import similarity
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge.metrics import similarity
+
+MEASURES = (
+    similarity.psnr,
+    similarity.psnr_y,
+    similarity.ssim,
+    similarity.ssim_y,
+    lambda *x: similarity.ms_ssim(*x)[0],
+)
 
 
 def pairs(height=64, width=80, channels=3, seed=0, noise=0.2):
@@ -49,6 +57,30 @@ def test_luma_equals_scikit_image(border):
     np.testing.assert_allclose(similarity.psnr_y(a, b, border), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("border", [0, 4])
+def test_similarity_of_luma_equals_scikit_image(border):
+    a, b = pairs()
+    crop = slice(border, -border or None)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    expected = [
+        metrics.structural_similarity(*(color.rgb2ycbcr((z + 1) / 2)[crop, crop, 0] for z in pair), **options)
+        for pair in zip(a, b, strict=True)
+    ]
+    np.testing.assert_allclose(similarity.ssim_y(a, b, border), expected, rtol=1e-6)
+
+
+def test_known_values_of_luma_within_a_border():
+    grey = np.zeros((1, 24, 24, 3))
+    other = grey + 0.2  # a tenth of the range, of which luma has 219 of 255
+    other[:, :4], other[:, -4:], other[:, :, :4], other[:, :, -4:] = 1, 1, 1, 1
+    assert similarity.psnr_y(grey, other, 4) == pytest.approx(20 * np.log10(255 / 21.9), rel=1e-9)
+    x, y, c1 = 16 + 219 * 0.5, 16 + 219 * 0.6, (0.01 * 255) ** 2  # flat: luminance alone
+    assert similarity.ssim_y(grey, other, 4) == pytest.approx((2 * x * y + c1) / (x * x + y * y + c1), rel=1e-9)
+    assert similarity.ssim_y(grey, other, 3) < 0.99 * similarity.ssim_y(grey, other, 4)
+    with pytest.raises(UserError, match=r"24x24 pixels, and 25 on each side are needed"):
+        similarity.ssim_y(grey, other, 7)
+
+
 def test_known_values():
     a = np.zeros((1, 16, 16, 3))
     assert similarity.psnr(a, a + 0.2) == pytest.approx(20)  # a tenth of the range
@@ -62,7 +94,7 @@ def test_known_values():
 
 def test_symmetry_and_no_dependence_on_the_batch():
     a, b = pairs()
-    for function in (similarity.psnr, similarity.psnr_y, similarity.ssim, lambda *x: similarity.ms_ssim(*x)[0]):
+    for function in MEASURES:
         values = function(a, b)
         assert values.shape == (2,) and values.dtype == np.float64
         np.testing.assert_allclose(function(b, a), values, rtol=1e-12)
@@ -111,7 +143,7 @@ def test_ms_ssim_equals_torch(torch, height, width, scales):
 
 def test_8_bit_images_and_their_floats_are_alike():
     a, b = (np.round(127.5 * (x + 1)).astype(np.uint8) for x in pairs())
-    for function in (similarity.psnr, similarity.psnr_y, similarity.ssim, lambda *x: similarity.ms_ssim(*x)[0]):
+    for function in MEASURES:
         np.testing.assert_allclose(function(a / 127.5 - 1, b / 127.5 - 1), function(a, b), rtol=1e-12)
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import test_vgg
 
-from ganstyle_jax import weights
-from ganstyle_jax.alexnet import AlexNet
-from ganstyle_jax.files import UserError
-from ganstyle_jax.metrics import style
-from ganstyle_jax.metrics.distances import fid_infinity, frechet_distance, gaussian
-from ganstyle_jax.vgg import VGG
+from ganstyle_jax.features import weights
+from ganstyle_jax.features.alexnet import AlexNet
+from ganstyle_jax.features.vgg import VGG
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge.metrics import style
+from ganstyle_jax.judge.metrics.distances import fid_infinity, frechet_distance, gaussian
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SMALL = VGG(((8,), (8,), (16,)))
@@ -122,7 +122,7 @@ def test_refusals_of_cfsd():
 
 def test_cfsd_of_real_features(data_dir):
     """A picture that keeps the content is nearer than another content; with the real VGG-19 up to conv3_4."""
-    from ganstyle_jax import images, pictures
+    from ganstyle_jax.io import images, pictures
 
     network, params = weights.read(data_dir / "weights" / "vgg19_block1_to_block3.npz")
     photo = pictures.read_picture(data_dir / "images" / "inputs" / "tubingen.jpg")

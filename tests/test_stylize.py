@@ -1,25 +1,41 @@
 """`ganstyle stylize`: pictures in, pictures and traces out, and one clear sentence for what cannot be."""
 
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import re
+import signal
 import struct
 import threading
 import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from ganstyle_jax import cli, images, pictures, runs, stylize, vgg, weights
-from ganstyle_jax.files import UserError
+from ganstyle_jax import cli
+from ganstyle_jax.control import Advanced, Control, Done, Pictures
+from ganstyle_jax.features import vgg, weights
+from ganstyle_jax.io import images, pictures, video
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop import runs
 from ganstyle_jax.style import gatys, memory
+from ganstyle_jax.stylize import program as stylize
+from ganstyle_jax.stylize.film import Film
 
 TINY = vgg.VGG(((4, 4), (6,), (8,)), padding="reflect")
 LAYERS = ["--content-layers=relu3_1", "--style-layers", "relu1_1", "relu2_1"]
-QUICK = ["--size=24", "--steps=6", *LAYERS]  # with --smallest=16 at two sizes, else at one
+QUICK = [
+    "--size=24",
+    "--steps=6",
+    "--taper=0",
+    "--factor=1.4142",
+    *LAYERS,
+]  # with --smallest=16 at two sizes, else at one
 ADAM = "--optimizer=adam"  # compiles in a fraction of the time
 LEVEL = 1 / 127.5  # of 256
 
@@ -63,6 +79,17 @@ def ganstyle(place, *args: object, features: str = "tiny.safetensors") -> int:
     return 0
 
 
+LONG = dataclasses.replace(gatys.Config(), size=24, smallest=16, steps=5000, taper=0.0, factor=2**0.5, optimizer="adam")
+
+
+def settings_of(place, **more):
+    return stylize.Settings(features=str(place / "tiny.safetensors"), **more)
+
+
+def long_config(**more):
+    return dataclasses.replace(LONG, content_layers=("relu3_1",), style_layers=("relu1_1", "relu2_1"), **more)
+
+
 def difference(one, other) -> float:
     """Of two picture files, in grey levels."""
     return np.abs(pictures.read_picture(one) - pictures.read_picture(other)).max() / LEVEL
@@ -100,13 +127,27 @@ def test_a_picture_its_trace_and_what_lay_between(place, tmp_path, capsys):
         assert film.size == (24, 16)
 
 
+@pytest.mark.parametrize("how, weight", [("none", 1.0), ("luma", 2.5)])
+def test_style_counts_for_more_in_luminance(place, tmp_path, monkeypatch, how, weight):
+    """Where a photograph is nearer to a painting to begin with, or little of the style would be seen."""
+    made = []
+    monkeypatch.setattr(stylize, "make", lambda pieces, network, params, cfg, *rest: made.append(cfg) or [])
+    assert (
+        ganstyle(
+            place, place / "content.png", place / "style.jpg", "-o", tmp_path / "o.png", f"--preserve-colors={how}"
+        )
+        == 0
+    )
+    assert made[0].style_weight == weight
+
+
 def test_luma_keeps_the_colours_in_all_that_is_shown(place, tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(
         pictures, "read_picture", lambda path, *_, real=pictures.read_picture: read.append(path) or real(path)
     )
     filmed = []
-    monkeypatch.setattr(pictures, "write_video", lambda path, frames, fps: filmed.extend(frames))
+    monkeypatch.setattr(video, "write_video", lambda path, frames, fps: filmed.extend(frames))
     args = ["--preserve-colors=luma", "--smallest=16", "--save-every=1", f"--animation={tmp_path / 'out.gif'}"]
     out = tmp_path / "out.png"
     assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", out, *args) == 0
@@ -125,16 +166,74 @@ def test_luma_keeps_the_colours_in_all_that_is_shown(place, tmp_path, monkeypatc
 
 
 def test_ctrl_c_leaves_nothing_half_written(place, tmp_path, monkeypatch, capsys):
-    def interrupted(journal, progress, real=stylize.Journal.record):
-        real(journal, progress)
+    def interrupted(journal, event, real=stylize.Journal.hear):
+        real(journal, event)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stylize.Journal, "record", interrupted)
+    monkeypatch.setattr(stylize.Journal, "hear", interrupted)
     args = ["--smallest=16", "--trace", "--save-every=1", f"--animation={tmp_path / 'out.gif'}"]
     assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", tmp_path / "out.png", *args) == 130
     assert "ganstyle: stopped" in capsys.readouterr().err
     assert names_in(tmp_path) == ["out.steps"]
     assert [pictures.read_picture(path).shape for path in (tmp_path / "out.steps").iterdir()] == [(11, 17, 3)]
+
+
+def test_the_terms_of_a_trace_are_those_of_its_loss(place, tmp_path):
+    """At the beginning of each size and at its end, and nowhere else."""
+    out = tmp_path / "out.png"
+    assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", out, ADAM, "--smallest=16", "--trace") == 0
+    steps = json.loads((tmp_path / "out.json").read_text())["steps"]
+    assert [step["evaluations"] for step in steps] == list(range(1, 13))  # 1 and 7 are the beginnings
+    told = [step for step in steps if "terms" in step]
+    assert [step["evaluations"] for step in told] == [1, 6, 7, 12]
+    for step in told:
+        assert step["loss"] == pytest.approx(sum(step["terms"].values()), rel=1e-4)
+
+
+def test_a_film_does_not_depend_on_the_clock(place, tmp_path, monkeypatch):
+    films = []
+    monkeypatch.setattr(video, "write_video", lambda path, frames, fps: films.append(list(frames)))
+    for name, seconds in {"quick": 1e-3, "slow": 10.0}.items():  # of a dispatch, by the clock
+        ticks = itertools.count()
+        monkeypatch.setattr(gatys.time, "perf_counter", lambda ticks=ticks, seconds=seconds: seconds * next(ticks))
+        settings = settings_of(place, out=tmp_path / f"{name}.png", animation=tmp_path / f"{name}.gif")
+        stylize.run(place / "content.png", [place / "style.jpg"], long_config(steps=9), settings)
+    # At 2, 4, 6 and 8, and 12, 14, 16 and 18: the tenth evaluation is that of the enlarged picture.
+    assert len(films[0]) == len(films[1]) == 8
+    np.testing.assert_array_equal(films[0], films[1])
+
+
+def test_frames_of_a_film_are_put_aside(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
+    film = Film(tmp_path / "film.gif")
+    for frame in frames[:, :, ::-1]:
+        film.add(frame)
+    np.testing.assert_array_equal(list(film.frames()), frames[:, :, ::-1])
+    assert names_in(tmp_path) == []  # the file has no name
+    film.write(tmp_path / "film.gif", 10)
+    with Image.open(tmp_path / "film.gif") as written:
+        assert written.n_frames == 5
+    film.close()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".jpg"])
+def test_transparency_is_kept(place, tmp_path, suffix):
+    """Where the format has it; a JPEG is over white."""
+    colours = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
+    opaque = np.where(np.arange(45) < 20, 255, 0).astype(np.uint8)
+    rgba = np.dstack([colours, np.broadcast_to(opaque, (30, 45))])
+    Image.fromarray(rgba).save(tmp_path / "cut.png")
+    out = tmp_path / f"out{suffix}"
+    assert ganstyle(place, tmp_path / "cut.png", place / "style.jpg", "-o", out, ADAM) == 0
+    alpha = pictures.read_alpha(out)
+    if suffix == ".jpg":
+        assert alpha is None
+        return
+    assert alpha.shape == (16, 24)
+    np.testing.assert_allclose(alpha[:, :9], 1, atol=0.03)  # the border lies at 10.7, and Lanczos rings
+    np.testing.assert_allclose(alpha[:, 13:], 0, atol=0.03)
+    assert ganstyle(place, place / "content.png", place / "style.jpg", "-o", out, ADAM) == 0
+    assert pictures.read_alpha(out) is None
 
 
 def test_a_single_evaluation_is_no_step(place, tmp_path, capsys):
@@ -147,6 +246,7 @@ def test_a_single_evaluation_is_no_step(place, tmp_path, capsys):
     assert names_in(tmp_path) == ["out.gif", "out.json", "out.png"]
 
 
+@pytest.mark.slow
 def test_masks_keep_each_style_to_its_side(place, tmp_path):
     masks = ["--content-mask", place / "left.png", place / "right.png"]
     made = []
@@ -176,7 +276,98 @@ def test_style_masks_and_what_is_begun_with(place, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_picture_beside_the_name_that_was_asked_for(place, tmp_path, capsys, number):
+    def interrupt(event, seen=[]):  # noqa: B006
+        if isinstance(event, Pictures) and not seen:
+            seen.append(event)
+            os.kill(os.getpid(), number)
+
+    out, film = tmp_path / "out.jpg", tmp_path / "film.gif"
+    settings = settings_of(place, out=out, trace=True, animation=film, run_dir=tmp_path / "run")
+    heard = []
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as caught:
+        control = Control([heard.append, interrupt])
+        stylize.run(place / "content.png", (place / "style.jpg",), long_config(), settings, control)
+    assert caught.value.code == 128 + number and signal.getsignal(number) == before
+    assert isinstance(heard[-1], Done) and heard[-1].stopped
+    assert names_in(tmp_path) == ["film.stopped.gif", "out.stopped.json", "out.stopped.png", "run"]
+    assert pictures.read_picture(tmp_path / "out.stopped.png").shape == (16, 24, 3)
+    shown = capsys.readouterr().err
+    assert f"{number.name} received: keeping what there is of the picture" in shown
+    assert re.search(rf"out.stopped.png: .* after \d+ evaluations in \d+ s, stopped before {out} was done\n", shown)
+    trace = json.loads((tmp_path / "out.stopped.json").read_text())
+    assert trace["steps"][-1]["evaluations"] < 5000
+    assert "result.png" not in names_in(tmp_path / "run")  # it has none
+    assert names_in(tmp_path / "run" / "steps")[-1] == f"{trace['steps'][-1]['evaluations']:06d}.png"
+
+
+def test_a_folder_that_is_stopped_from_another_thread(place, tmp_path, capsys):
+    """What is done stays, what is under way is kept, the rest is not begun; and it is no error."""
+    seen, made = threading.Event(), []
+    counted = itertools.count()
+
+    def hear(event):
+        if isinstance(event, Advanced):
+            advanced.append(event)
+            if next(counted) == 0:
+                seen.set()
+
+    control, advanced = Control([hear]), []
+    settings = settings_of(place, out=tmp_path / "out", parallel="none", batch=1)
+    work = functools.partial(
+        stylize.run, str(place / "many"), str(place / "style.jpg"), long_config(), settings, control=control
+    )
+    thread = threading.Thread(target=lambda: made.extend(work()))
+    thread.start()
+    assert seen.wait(120)
+    control.stop()
+    thread.join(120)
+    assert not thread.is_alive() and made == [tmp_path / "out" / "a.stopped.png"]
+    assert names_in(tmp_path / "out") == ["a.stopped.png"]
+    assert {event.total for event in advanced} == {3 * 2 * 5000} and advanced[-1].done < 2 * 5000
+
+
+def test_stopped_before_anything_was_done(place, tmp_path, capsys):
+    control = Control()
+    control.stop()
+    out = tmp_path / "out.png"
+    settings = settings_of(place, out=out)
+    assert stylize.run(place / "content.png", [place / "style.jpg"], long_config(), settings, control) == []
+    assert "stopped before its first step" in capsys.readouterr().err and names_in(tmp_path) == []
+
+
+def test_events_of_many_pictures_are_of_all_of_them(place, tmp_path):
+    heard = []
+    settings = settings_of(place, out=str(tmp_path / "out"), parallel="none", batch=1)
+    cfg = long_config(steps=5, smallest=24)
+    made = stylize.run(place / "many", [place / "style.jpg"], cfg, settings, Control([heard.append]))
+    assert [path.name for path in made] == ["a.png", "b.png", "c.png"]
+    done = [event.done for event in heard if isinstance(event, Advanced)]
+    assert done == sorted(done) and done[-1] == 15
+    assert heard[-1] == Done(15, False)
+    assert [type(event) for event in heard].count(Done) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Folders
+
+
+def test_pictures_of_all_kinds_at_any_depth(place, tmp_path):
+    folder = tmp_path / "in"
+    for name in ("a.bmp", "b.PNG", "c.gif", "more/a.jp2", "more/deep/e.avif", ".hidden.png", "more/.cache/f.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), "red").save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    out = folder / "out"
+    for _ in range(2):  # results of the first time are no pictures of the second
+        assert ganstyle(place, folder, place / "style.jpg", "-o", out, ADAM, "--parallel=none", "--batch=1") == 0
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
+    assert found == ["a.png", "b.png", "c.png", "more/a.png", "more/deep/e.png"]
 
 
 @pytest.mark.slow
@@ -217,10 +408,10 @@ def test_a_picture_that_is_done_waits_for_the_others(tmp_path):
     progress = gatys.Progress((4, 6), 5, 0.5, [(3, 0.4), (5, 0.3)], {"tv": 0.3}, 0, np.zeros((4, 6, 3), np.float32))
     waiting = dataclasses.replace(progress, losses=[])
     with stylize.Journal(gatys.Config(size=6), stylize.Settings(save_every=1), pieces) as journal:
-        journal.record([progress, progress])
-        journal.record([dataclasses.replace(progress, losses=[(7, 0.2)]), waiting])
+        journal.hear(gatys.Stepped(5, {}, (progress, progress)))
+        journal.hear(gatys.Stepped(5, {}, (dataclasses.replace(progress, losses=[(7, 0.2)]), waiting)))
         assert "2 pictures 6x4 loss 0.2500" in str(journal.bar)
-    assert [[step["evaluations"] for step in steps] for steps in journal.steps] == [[3, 5, 7], [3, 5]]
+    assert [[step["evaluations"] for step in trace.steps] for trace in journal.traces] == [[3, 5, 7], [3, 5]]
     assert names_in(tmp_path / "a-out.steps") == ["000005.png"]
 
 
@@ -321,10 +512,20 @@ def test_the_network_is_computed_as_asked(place):
 
 def test_what_fits_only_in_tiles_is_made_in_tiles(place, tmp_path, monkeypatch, capsys):
     """And less memory than that is refused with advice, before anything is made."""
-    cfg = gatys.Config(size=300, steps=2, content_layers=("relu3_1",), style_layers=("relu1_1",), optimizer="adam")
+    cfg = gatys.Config(
+        size=300, steps=2, taper=0.0, content_layers=("relu3_1",), style_layers=("relu1_1",), optimizer="adam"
+    )
     whole = memory.needed(TINY, cfg, (200, 300))
     args = [str(place / "content.png"), str(place / "style.jpg"), f"--features={place / 'tiny.safetensors'}"]
-    args += ["--steps=2", "--content-layers=relu3_1", "--style-layers", "relu1_1", "-o", str(tmp_path / "out.png")]
+    args += [
+        "--steps=2",
+        "--taper=0",
+        "--content-layers=relu3_1",
+        "--style-layers",
+        "relu1_1",
+        "-o",
+        str(tmp_path / "out.png"),
+    ]
     monkeypatch.setattr(memory, "available", lambda devices: whole - 1)
     cli.main(["stylize", *args, "--size=300", "--smallest=300", "--optimizer=adam", "--trace"])
     assert "300 x 200 pixels do not fit into memory in one piece: made in tiles of 256" in capsys.readouterr().err
@@ -405,7 +606,7 @@ PAIR = ["content.png", "style.jpg"]
         (["many", "style.jpg", "-o", "weights.txt/results"], "where .*weights.txt is a file"),
         (["many", "style.jpg", "-o", "many"], "many/a.png would be written over one of the given pictures"),
         (["twins", "style.jpg", "-o", "out"], "twins/a.png with .*twins/a.tif with .*would both become out/a.png"),
-        (["empty", "style.jpg", "-o", "out"], "no pictures in .*empty: accepted are .png"),
+        (["empty", "style.jpg", "-o", "out"], "no pictures in .*empty: accepted are .jpg"),
         (["spoilt", "style.jpg", "-o", "out"], "spoilt/b.jpg cannot be read as a picture"),
         (["content.png", "paintings", "style.jpg", "-o", "out"], "a folder of styles must be the only STYLE"),
         (["many", "style.jpg", "-o", "out", "--animation", "film.gif"], "--animation is for a single picture"),
@@ -419,6 +620,15 @@ PAIR = ["content.png", "style.jpg"]
         ([*PAIR, "--content-mask", "none.png"], "there is no picture .*none.png"),
         # numbers
         ([*PAIR, "--style-weights", "1", "2"], "--style-weights must be .* there are 1, got 2"),
+        ([*PAIR, "--style-layers-of", "fine", "coarse"], "--style-layers-of must be .* there are 1, got 2"),
+        (
+            [*PAIR, "--style-layers-of", "coarse"],
+            "--style-layers-of coarse: each style layer needs a style .* has none",
+        ),
+        (
+            [*PAIR, "style.jpg", "--style-loss=patches", "--style-weights", "1", "2"],
+            "patches each place takes what is nearest of all styles, .* got the weights 1 2",
+        ),
         ([*PAIR, "--style-weights", "0"], "--style-weights must be 0 or more, one of them more, got 0"),
         ([*PAIR, "--style-weights", "nan"], "--style-weights must be 0 or more, one of them more, got nan"),
         ([*PAIR, "--batch=0"], "--batch must be at least 1, got 0"),
@@ -463,6 +673,55 @@ def test_refusals(bad, tmp_path, monkeypatch, capsys, args, message):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("ganstyle: error: ") and re.search(message, lines[0])
     assert names_in(tmp_path) == [] and {path: path.stat().st_mtime_ns for path in bad.rglob("*")} == before
+
+
+def test_no_file_is_lost(place, tmp_path, capsys):
+    """Neither what is given nor what is there already, unless stylize itself has left it."""
+    pair = [tmp_path / "content.png", tmp_path / "style.gif"]
+    for path in pair:
+        Image.new("RGB", (32, 32), "red").save(path)
+    steps, run_dir = tmp_path / "out.steps", tmp_path / "run"
+    for folder in (steps, run_dir):
+        folder.mkdir()
+        Image.new("RGB", (32, 32), "red").save(folder / "content.png")
+    (tmp_path / "package.json").write_text('{"steps": []}')
+    (tmp_path / "holiday.mp4").write_bytes(b"a film")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "again.stopped.png")
+    out = ["-o", tmp_path / "out.png"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    for args, message in {
+        "film over style": ([*out, f"--animation={pair[1]}"], "style.gif would be written over one of the given"),
+        "film over film": ([*out, f"--animation={tmp_path / 'holiday.mp4'}"], "holiday.mp4 is there already"),
+        "trace": (["-o", tmp_path / "package.png", "--trace"], "package.json is there already and is no trace"),
+        "steps": ([*out, "--save-every=1", "--init-image", steps / "content.png"], "out.steps .* holds one of those"),
+        "run": ([*out, f"--run-dir={run_dir}"], "run holds content.png already: choose another --run-dir"),
+        "stopped": (
+            ["-o", tmp_path / "again.png", "--init-image", tmp_path / "again.stopped.png"],
+            "again.stopped.png would be written over",
+        ),
+    }.values():
+        assert ganstyle(place, *pair, *args) == 1
+        assert re.search(message, capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    args = ["-o", tmp_path / "package.png", "--trace", f"--animation={tmp_path / 'holiday.gif'}", ADAM]
+    (tmp_path / "holiday.gif").write_bytes(b"a film")
+    assert ganstyle(place, *pair, *args, "--overwrite") == 0
+    assert "replaced" not in capsys.readouterr().err
+    args.remove(f"--animation={tmp_path / 'holiday.gif'}")
+    assert ganstyle(place, *pair, *args) == 0  # a trace of its own is no other's
+    assert "package.png: " in (shown := capsys.readouterr().err) and "; the old file is replaced" in shown
+
+
+@pytest.mark.parametrize("name", ["out", "animation", "run_dir", "init_image"])
+def test_paths_may_be_text(name):
+    assert getattr(stylize.Settings(**{name: "some/where.gif"}), name) == Path("some/where.gif")
+
+
+def test_masks_may_be_text_and_files_too():
+    settings = stylize.Settings(content_mask="a.png", style_mask=["b.png", Path("c.png")])
+    assert settings.content_mask == (Path("a.png"),) and settings.style_mask == (Path("b.png"), Path("c.png"))
+    with pytest.raises(UserError, match="there is no picture /nonexistent and no /n"):
+        stylize.run("/nonexistent", "/n", gatys.Config(), stylize.Settings())
 
 
 def test_only_a_network_like_vgg_can_be_cut(place, tmp_path, capsys):
@@ -510,7 +769,7 @@ def test_a_run_folder_holds_all_there_is_to_know(place, tmp_path, capsys):
         assert sum(terms) == pytest.approx(line["loss"], rel=1e-4)
     kept = sorted((folder / "steps").iterdir())
     assert kept[-1].name == "000012.png" and difference(kept[-1], folder / "result.png") < 1.01
-    with pytest.raises(UserError, match="holds a picture that was stylized, and no network to draw from"):
+    with pytest.raises(UserError, match=r"holds a picture that was optimised \(gatys\), and no network to draw from"):
         runs.load(folder)
     assert ganstyle(place, place / "content.png", styles[0], "-o", out, f"--run-dir={folder}") == 1
     assert f"{folder} already holds a run: choose another --run-dir" in capsys.readouterr().err

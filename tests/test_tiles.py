@@ -1,6 +1,7 @@
 """Images cut into tiles and rows, and many images at once: the same loss, gradient and pictures as in one piece."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from ganstyle_jax import images, tiles, vgg
+from ganstyle_jax.features import vgg
+from ganstyle_jax.io import images
+from ganstyle_jax.nn import tiles
 from ganstyle_jax.style import gatys
 
 TINY = vgg.VGG(((4, 4), (6,), (8, 8)), padding="reflect", platform="xla")
@@ -26,20 +29,27 @@ def scene(shape, style_shape=(48, 40), seed=0):
     return [np.clip(images.resize(x, s), -1, 1) for x, s in zip(small, (shape, style_shape), strict=True)]
 
 
+@functools.cache
+def weights():
+    """TINY's, as `numpy` has them."""
+    return jax.tree.map(np.asarray, jax.jit(TINY.init)(jax.random.key(0)))
+
+
+@functools.partial(jax.jit, static_argnames=("network", "cfg"))
+def evaluate(network, params, image, targets, cfg):
+    """((loss, terms), gradient by the image)."""
+
+    def loss(image):
+        terms = gatys.loss_terms(network, params, image, targets, cfg)
+        return sum(terms.values()), terms
+
+    return jax.value_and_grad(loss, has_aux=True)(image)
+
+
 def loss_and_gradient(network, params, content, styles, cfg, at, mesh=None, **masks):
     """Of an image `at`, in whatever pieces."""
     targets = gatys.make_targets(network, params, content, styles, cfg, mesh=mesh, **masks)
-
-    @jax.jit
-    def evaluate(image, targets):
-        return jax.value_and_grad(
-            lambda image: (lambda terms: (sum(terms.values()), terms))(
-                gatys.loss_terms(network, params, image, targets, cfg)
-            ),
-            has_aux=True,
-        )(image)
-
-    ((_, terms), gradient) = evaluate(targets.canvas.put(at), targets)
+    ((_, terms), gradient) = evaluate(network, params, targets.canvas.put(at), targets, cfg)
     assert np.asarray(gradient)[targets.canvas.extent[0] :].any() == False  # noqa: E712
     return {name: float(value) for name, value in terms.items()}, targets.canvas.crop(gradient)
 
@@ -48,7 +58,15 @@ def loss_and_gradient(network, params, content, styles, cfg, at, mesh=None, **ma
 def exact(x64):
     """The network and its weights in float64, so that equality is proven and not just seen."""
     network = dataclasses.replace(TINY, dtype="float64")
-    return network, jax.tree.map(lambda x: x.astype(jnp.float64), network.init(jax.random.key(0)))
+    return network, jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), weights())
+
+
+@functools.cache
+def of_the_whole(network, shape, cfg):
+    """The loss and gradient of a scene in one piece, in float64."""
+    content, style = scene(shape)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), weights())
+    return loss_and_gradient(network, params, content, [style], cfg, content[::-1].astype(np.float64))
 
 
 def assert_same(found, expected, rtol):
@@ -62,11 +80,11 @@ def assert_same(found, expected, rtol):
     "shape, tile, changes, style_loss",
     [
         ((70, 53), 32, {}, "gram"),
-        ((70, 53), 32, {}, "wasserstein"),
-        ((64, 64), 32, {"padding": "zeros"}, "gram"),
         ((45, 90), 48, {"padding": "replicate", "pooling": "average"}, "wasserstein"),
         ((33, 100), 1000, {"padding": "zeros", "first_padding": "reflect", "ceil_mode": True}, "gram"),
+        pytest.param((64, 64), 32, {"padding": "zeros"}, "gram", marks=pytest.mark.slow),
         # the other style loss for each
+        pytest.param((70, 53), 32, {}, "wasserstein", marks=pytest.mark.slow),
         pytest.param((64, 64), 32, {"padding": "zeros"}, "wasserstein", marks=pytest.mark.slow),
         pytest.param((45, 90), 48, {"padding": "replicate", "pooling": "average"}, "gram", marks=pytest.mark.slow),
         pytest.param(
@@ -81,20 +99,28 @@ def test_tiles_give_the_loss_and_gradient_of_the_whole(exact, shape, tile, chang
     content, style = scene(shape)
     at = content[::-1].astype(np.float64)
     cfg = dataclasses.replace(CFG, style_loss=style_loss)
-    expected = loss_and_gradient(network, params, content, [style], cfg, at)
+    expected = of_the_whole(network, shape, cfg)
     found = loss_and_gradient(network, params, content, [style], dataclasses.replace(cfg, tile=tile), at)
     assert_same(found, expected, 1e-9)
 
 
-@pytest.mark.parametrize("shape", [(70, 53), (128, 40), (17, 64), (250, 31)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (70, 53),
+        (17, 64),
+        pytest.param((128, 40), marks=pytest.mark.slow),
+        pytest.param((250, 31), marks=pytest.mark.slow),
+    ],
+)
 def test_rows_on_eight_devices_give_the_loss_and_gradient_of_one(exact, shape):
     network, params = exact
     content, style = scene(shape)
     at = content[::-1].astype(np.float64)
     mesh = Mesh(np.asarray(jax.devices()), ("rows",))
     assert mesh.size == 8
-    expected = loss_and_gradient(network, params, content, [style], CFG, at)
-    assert_same(loss_and_gradient(network, params, content, [style], CFG, at, mesh), expected, 1e-9)
+    found = loss_and_gradient(network, params, content, [style], CFG, at, mesh)
+    assert_same(found, of_the_whole(network, shape, CFG), 1e-9)
 
 
 def test_tiles_and_rows_with_masks(exact):
@@ -114,14 +140,26 @@ def test_tiles_and_rows_with_masks(exact):
 
 def test_a_halo_that_is_too_narrow_would_show(exact):
     network, params = exact
-    content, style = scene((96, 64))
+    content, style = scene((70, 53))
     cfg = dataclasses.replace(CFG, tile=32)
-    expected = loss_and_gradient(network, params, content, [style], CFG, content[::-1])
+    expected = of_the_whole(network, (70, 53), CFG)
     targets = gatys.make_targets(network, params, content, [style], cfg)
     assert targets.canvas.halo == 16  # 2 + 2 + 8 of convolutions, in whole squares of 16
     narrow = dataclasses.replace(targets, canvas=dataclasses.replace(targets.canvas, halo=0))
-    terms = gatys.loss_terms(network, params, jnp.asarray(content[::-1].copy()), narrow, cfg)
+    (_, terms), _ = evaluate(network, params, jnp.asarray(content[::-1], jnp.float64), narrow, cfg)
     assert abs(terms["style/relu3_2"] / expected[0]["style/relu3_2"] - 1) > 1e-6
+
+
+def test_a_sum_over_tiles_is_differentiated_by_the_image_alone():
+    canvas, image = tiles.by_tiles((32, 32), 16, 16, 0), jnp.ones((32, 32, 1))
+
+    def total(image, scale):
+        return tiles.sum_over(lambda window, place, scale: scale * jnp.sum(window**2), image, scale, canvas)
+
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(image, 3.0), 6 * image)
+    for by_args in (jax.grad(total, argnums=1), jax.jit(jax.grad(total, argnums=(0, 1)))):
+        with pytest.raises(ValueError, match="differentiated by the image alone, not by args"):
+            by_args(image, 3.0)
 
 
 def test_tiles_are_as_equal_as_may_be():
@@ -180,7 +218,7 @@ def test_memory_of_a_device_falls_with_their_number():
 
 
 def test_memory_of_tiles_hardly_grows_with_the_image():
-    params = TINY.init(jax.random.key(0))
+    params = weights()
 
     def temporary(side, tile):
         cfg = dataclasses.replace(CFG, tile=tile)
@@ -211,8 +249,11 @@ def test_many_pictures_are_what_each_is_alone(exact):
     dealt = gatys.stylize_many(key, jobs, cfg, network, params, devices=jax.devices()[:2])
     assert len(together) == len(dealt) == 3 and {len(progress) for progress in seen} == {3}
     for a, b, c in zip(alone, together, dealt, strict=True):
-        np.testing.assert_allclose(b, a, atol=1e-6)
-        np.testing.assert_allclose(c, a, atol=1e-6)
+        for other in (b, c):
+            # Images are float32, and Adam divides each derivative by its size: one of a thousandth of its neighbours'
+            # is rounded by 6e-5 of itself, which moves a pixel by 6e-5 of the rate, 0.05, in each step.
+            np.testing.assert_allclose(other, a, atol=1e-5)
+            assert np.abs(other - a).mean() < 1e-7
     with_lbfgs = dataclasses.replace(cfg, optimizer="lbfgs")
     told = []
     gatys.stylize_many(key, jobs, with_lbfgs, network, params, callback=told.append)
@@ -225,9 +266,10 @@ def test_what_cannot_be_cut_or_made_together(exact):
     content, style = scene((50, 64))
     key = jax.random.key(0)
     squeeze = vgg.SqueezeNet()
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), jax.eval_shape(squeeze.init, key))
     cfg = dataclasses.replace(CFG, tile=32, content_layers=("fire2",), style_layers=("relu1",))
     with pytest.raises(ValueError, match="only a network laid out like VGG"):
-        gatys.stylize(key, content, [style], cfg, squeeze, squeeze.init(key))
+        gatys.stylize(key, content, [style], cfg, squeeze, zeros)
     with pytest.raises(ValueError, match="not both"):
         gatys.stylize(key, content, [style], dataclasses.replace(CFG, tile=32), network, params, devices=jax.devices())
     with pytest.raises(ValueError, match="same shape"):

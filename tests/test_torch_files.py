@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ganstyle_jax import torch_files
-from ganstyle_jax.files import UserError
-from ganstyle_jax.torch_files import find_state_dict, read_state_dict, write_state_dict
+from ganstyle_jax.features import torch_pickle, torch_writing
+from ganstyle_jax.features.torch_files import find_state_dict, read_state_dict, write_state_dict
+from ganstyle_jax.io.files import UserError
 
 REQUIRED = os.environ.get("GANSTYLE_REQUIRE_DATA") == "1"
 WEIGHTS = [
@@ -88,10 +88,10 @@ def legacy_file(path: Path, pickled: bytes, keys: bytes = pickle.dumps([], 2), s
 
 def tensor_pickle(numel=6, size=(2, 3), stride=(3, 1), offset=0, storage="FloatStorage", key="0", legacy=False, **pid):
     """A state dict {"w": tensor} as bytes, with whatever lies are asked for."""
-    pid_tuple = ("storage", torch_files._TorchName("torch", storage), key, "cpu", numel, *([None] if legacy else []))
+    pid_tuple = ("storage", torch_writing._TorchName("torch", storage), key, "cpu", numel, *([None] if legacy else []))
     pid_tuple = pid.get("pid", pid_tuple)
 
-    class Pickler(torch_files._Pickler):
+    class Pickler(torch_writing._Pickler):
         def persistent_id(self, obj):
             return pid_tuple if obj == "STORAGE" else None
 
@@ -99,14 +99,22 @@ def tensor_pickle(numel=6, size=(2, 3), stride=(3, 1), offset=0, storage="FloatS
         pass
 
     def save_rebuilt(self, obj):
-        self.save(torch_files._REBUILD)
+        self.save(torch_writing._REBUILD)
         self.save(("STORAGE", offset, size, stride, False, collections.OrderedDict()))
         self.write(pickle.REDUCE)
 
-    Pickler.dispatch = {**torch_files._Pickler.dispatch, Rebuilt: save_rebuilt}
+    Pickler.dispatch = {**torch_writing._Pickler.dispatch, Rebuilt: save_rebuilt}
     out = io.BytesIO()
     Pickler(out, protocol=2).dump({"w": Rebuilt()})
     return out.getvalue()
+
+
+def write_shared(path: Path, array: np.ndarray, names: list[str]) -> None:
+    """A state dict of so many tensors that are all of one storage."""
+    tensor = tensor_pickle(numel=array.size, size=array.shape, stride=(1,))
+    start, end = tensor.index(b"ctorch._utils"), tensor.rindex(b"R") + 1
+    items = b"".join(unicode_op(name) + tensor[start:end] + b"s" for name in names)
+    zip_file(path, b"\x80\x02}" + items + b".", [array.tobytes()])
 
 
 def refusal(path: Path) -> str:
@@ -211,7 +219,7 @@ def test_big_endian_archive(tmp_path):
 def test_storages_of_cuda_and_of_parts(tmp_path):
     """The device is ignored; a view of a storage is how PyTorch before 0.4 saved shared ones."""
     data = np.arange(6, dtype="<f4").tobytes()
-    kind = torch_files._TorchName("torch.cuda", "FloatStorage")
+    kind = torch_writing._TorchName("torch.cuda", "FloatStorage")
     path = zip_file(tmp_path / "x.pth", tensor_pickle(pid=("storage", kind, "0", "cuda:1", 6)), [data])
     np.testing.assert_array_equal(read_state_dict(path)["w"], np.arange(6.0).reshape(2, 3))
 
@@ -309,6 +317,22 @@ def test_find_state_dict():
     ):
         found = find_state_dict(wrapped)
         assert list(found) == list(state) and found["conv.weight"] is state["conv.weight"]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "module.module.", "_orig_mod._orig_mod."],
+)
+def test_prefixes_of_wrappers_in_any_order(prefix):
+    state = {"conv.weight": np.ones(2), "conv.bias": np.zeros(2)}
+    found = find_state_dict({prefix + name: value for name, value in state.items()})
+    assert list(found) == list(state) and found["conv.weight"] is state["conv.weight"]
+    assert list(find_state_dict({f"conv.{prefix}weight": np.ones(2)})) == ["conv.weight"]  # a part that was wrapped
+
+
+def test_names_that_would_become_one_are_left_as_they_are():
+    state = {"module.weight": np.ones(2), "weight": np.zeros(2)}
+    assert find_state_dict(state) == state
 
 
 def test_find_state_dict_asks_where_there_are_several():
@@ -455,6 +479,30 @@ def test_sizes_cannot_make_it_allocate(tmp_path):
     refusal(legacy_file(tmp_path / "g.pth", text))
 
 
+def test_what_is_made_of_little_is_counted(tmp_path, monkeypatch):
+    """Each would take far more than its size: copies of a remembered text or list, objects of one byte each."""
+    monkeypatch.setattr(torch_pickle, "BUDGET", torch_pickle.BUDGET // 12)  # and all else so much smaller
+    latin1 = unicode_op("latin1")
+    text = b"\x80\x02c_codecs\nencode\nq\x00" + unicode_op("x" * 100_000) + b"q\x01" + latin1 + b"q\x02"
+    items = b"".join(b"J" + struct.pack("<i", i) + b"N\x86" for i in range(2_000))
+    contents = {
+        "copies": text + b"]" + b"h\x00h\x01h\x02\x86Ra" * 200 + b".",
+        "sizes": b"\x80\x02ctorch\nSize\nq\x00]q\x01(" + b"K\x01" * 10_000 + b"e" + b"h\x00h\x01\x85R" * 200 + b".",
+        "pairs": b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01(" + items + b"e" + b"h\x00h\x01\x85R" * 200 + b".",
+        "lists": b"\x80\x02]" + b"]a" * 100_000 + b".",
+        "marks": b"\x80\x02" + b"(" * 200_000 + b".",
+    }
+    for name, content in contents.items():
+        for container in (zip_file, legacy_file):
+            assert "far more objects than a state dict has" in refusal(container(tmp_path / name, content))
+
+
+def test_long_lists_of_losses_are_read(tmp_path):
+    """Which people do keep beside the weights."""
+    losses = pickle.dumps({"losses": [float(i) for i in range(100_000)]}, 2)
+    assert len(read_state_dict(zip_file(tmp_path / "losses.pth", losses))["losses"]) == 100_000
+
+
 def test_overlapping_members_are_counted_each_time(tmp_path):
     """A member inside another one: together they unpack to more than the file."""
     content = os.urandom(2**14)
@@ -525,7 +573,10 @@ def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
             call("collections", "OrderedDict.__init__.__globals__", "x", True),
             "OrderedDict.__init__.__globals__",
         ),
-        "own module": (call("ganstyle_jax.torch_files", "Path", "x", False), "ganstyle_jax.torch_files.Path"),
+        "own module": (
+            call("ganstyle_jax.features.torch_files", "Path", "x", False),
+            "ganstyle_jax.features.torch_files.Path",
+        ),
         "subprocess": (call("subprocess", "getoutput", touch, False), "subprocess.getoutput"),
         "newline in a name": (call("torch", "FloatStorage\nos.system", touch, True), "FloatStorage"),
     }
@@ -572,19 +623,19 @@ def test_build_sets_no_attributes(tmp_path):
     """BUILD with (None, {...}) calls setattr on whatever lies there, for instance on a function of the list."""
     state = b"N" + pickle.dumps({"__doc__": "changed"}, 2)[2:-1] + pickle.TUPLE2
     content = b"\x80\x02}" + unicode_op("w") + b"ctorch._utils\n_rebuild_tensor_v2\n" + state + pickle.BUILD + b"s."
-    before = torch_files._rebuild_tensor.__doc__
+    before = torch_pickle._rebuild_tensor.__doc__
     assert "holds a function" in refusal(zip_file(tmp_path / "x.pth", content))
-    assert torch_files._rebuild_tensor.__doc__ == before
+    assert torch_pickle._rebuild_tensor.__doc__ == before
 
     class Ordinary(pickle.Unpickler):
         def find_class(self, module, name):
-            return torch_files._GLOBALS[module, name]
+            return torch_pickle._GLOBALS[module, name]
 
     try:
         Ordinary(io.BytesIO(content)).load()
-        assert torch_files._rebuild_tensor.__doc__ == "changed"  # the control
+        assert torch_pickle._rebuild_tensor.__doc__ == "changed"  # the control
     finally:
-        torch_files._rebuild_tensor.__doc__ = before
+        torch_pickle._rebuild_tensor.__doc__ = before
 
 
 def test_listed_functions_cannot_be_turned(tmp_path, marker):
@@ -626,13 +677,13 @@ def test_listed_functions_cannot_be_turned(tmp_path, marker):
         ("storage",),
         ("module", "x", "y", "z", 1),
         ("storage", "FloatStorage", "0", "cpu", 6),
-        ("storage", torch_files._TorchName("torch", "Size"), "0", "cpu", 6),
-        ("storage", torch_files._TorchName("torch", "FloatStorage"), 0, "cpu", 6),
-        ("storage", torch_files._TorchName("torch", "FloatStorage"), "0", "cpu", -6),
-        ("storage", torch_files._TorchName("torch", "FloatStorage"), "0", "cpu", 6.0),
-        ("storage", torch_files._TorchName("torch", "FloatStorage"), "0", "cpu", "6"),
-        ("storage", torch_files._TorchName("torch", "FloatStorage"), "../data.pkl", "cpu", 6),
-        (b"storage", torch_files._TorchName("torch", "FloatStorage"), "0", "cpu", 6),
+        ("storage", torch_writing._TorchName("torch", "Size"), "0", "cpu", 6),
+        ("storage", torch_writing._TorchName("torch", "FloatStorage"), 0, "cpu", 6),
+        ("storage", torch_writing._TorchName("torch", "FloatStorage"), "0", "cpu", -6),
+        ("storage", torch_writing._TorchName("torch", "FloatStorage"), "0", "cpu", 6.0),
+        ("storage", torch_writing._TorchName("torch", "FloatStorage"), "0", "cpu", "6"),
+        ("storage", torch_writing._TorchName("torch", "FloatStorage"), "../data.pkl", "cpu", 6),
+        (b"storage", torch_writing._TorchName("torch", "FloatStorage"), "0", "cpu", 6),
     ],
 )
 def test_wrong_persistent_ids(tmp_path, pid):

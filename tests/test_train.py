@@ -18,10 +18,13 @@ import pytest
 import small_wgan
 
 import ganstyle_jax
-from ganstyle_jax.checkpoints import Checkpoints, digest
-from ganstyle_jax.files import UserError
+from ganstyle_jax.control import Advanced, Control, Done, Metrics, Pictures, heeding_signals
 from ganstyle_jax.gan import dcgan
-from ganstyle_jax.train import SMALLEST_CUT, Loop, check_finite, collapse_warning, diversity, drop_lines_after, run
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop.checkpoints import Checkpoints, digest
+from ganstyle_jax.loop.journal import drop_lines_after
+from ganstyle_jax.loop.step import SMALLEST_CUT
+from ganstyle_jax.loop.train import Loop, check_finite, run
 
 pytestmark = pytest.mark.usefixtures("home", "quick_compile")
 
@@ -120,8 +123,8 @@ def test_library_call_with_callback(pictures, tmp_path):
 
 def test_run_folder_says_what_the_run_was(undisturbed):
     description = json.loads((undisturbed / "run.json").read_text())
-    assert description["method"] == "method.py"
-    assert (undisturbed / "method.py").read_bytes() == Path(small_wgan.__file__).read_bytes()
+    assert description["method"] == "small_wgan.py"
+    assert (undisturbed / "method" / "small_wgan.py").read_bytes() == Path(small_wgan.__file__).read_bytes()
     assert description["config"]["channels"] == 3  # as found in the data
     assert description["loop"]["steps"] == 12 and description["versions"]["jax"] == jax.__version__
 
@@ -139,28 +142,6 @@ def test_callback_that_raises_ends_the_run_and_keeps_its_checkpoints(pictures, t
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Devices, data, dispatches: the same numbers
-
-
-@pytest.fixture
-def few_optimisations():
-    """XLA as it compiles fastest."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("few_optimisations")
-@pytest.mark.parametrize("discriminator_steps, ways", [(1, [("jit", 8), ("pmap", 8)]), (2, [("pmap", 8)])])
-def test_dcgan_is_the_same_on_any_devices(pictures, tmp_path, discriminator_steps, ways):
-    cfg = dcgan.Config(16, width=4, latent_dim=8, dtype="float64", discriminator_steps=discriminator_steps)
-    arguments = {"method": dcgan, "cfg": cfg, "steps": 10, "batch_size": 16}
-    one = train(tmp_path / "one", pictures, devices=1, **arguments)
-    assert one.gen.params["project"].dtype == np.float64
-    for parallel, devices in ways:
-        many = train(tmp_path / parallel, pictures, parallel=parallel, devices=devices, **arguments)
-        # Sums over the batch are added up in another order; ten steps of Adam make more of it.
-        assert farthest(one, many) < 1e-10, parallel
 
 
 @pytest.mark.slow
@@ -434,6 +415,98 @@ def test_run_on_another_thread(pictures, tmp_path, undisturbed):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Control and events
+
+
+def test_events_tell_what_the_run_does_in_order(pictures, tmp_path):
+    told = []
+    loop = {"run_dir": tmp_path / "run", "steps": 4, "batch_size": 8, "devices": 1, "steps_per_dispatch": 2}
+    loop |= {"log_every": 2, "sample_every": 4, "checkpoint_every": 2}
+    run(small_wgan, WGAN, str(pictures), Loop(**loop), control=Control([told.append]))
+    assert [type(event).__name__ for event in told if not isinstance(event, Advanced)] == [
+        *("Metrics", "Saved", "Metrics", "Pictures", "Saved", "Done"),
+    ]
+    assert [event.done for event in told if isinstance(event, Advanced)][-1] == 4
+    (shown,) = (event for event in told if isinstance(event, Pictures))
+    assert shown.step == 4 and shown.pictures.shape == (64, 16, 16, 3) and np.abs(shown.pictures).max() <= 1
+    assert told[-1] == Done(4, stopped=False)
+
+
+def test_stop_from_another_thread_saves_and_returns(pictures, tmp_path, undisturbed):
+    control, results = Control(), []
+    control.listeners.append(lambda event: control.stop() if isinstance(event, Metrics) and event.step == 4 else None)
+
+    def work():
+        results.append(run(small_wgan, WGAN, str(pictures), Loop(**loop), control=control))
+
+    loop = {"run_dir": tmp_path / "run", "steps": 12, "batch_size": 8, "devices": 1, "log_every": 4}
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    (saved,) = Checkpoints(tmp_path / "run").steps()
+    assert 4 <= saved < 12 and digest(results[0]) == stored(tmp_path / "run", saved)
+    assert digest(train(tmp_path / "run", pictures, resume="auto", checkpoint_every=12)) == stored(undisturbed, 12)
+
+
+def test_pause_saves_and_waits_and_goes_on(pictures, tmp_path, undisturbed):
+    control, at = Control(), []
+
+    def listen(event):
+        if isinstance(event, Metrics) and event.step == 4:
+            control.pause()
+        if isinstance(event, Advanced):
+            at.append(event.done)
+
+    control.listeners.append(listen)
+    loop = {"run_dir": tmp_path / "run", "steps": 12, "batch_size": 8, "devices": 1, "log_every": 4}
+    loop |= {"steps_per_dispatch": 4, "checkpoint_every": 12}
+    thread = threading.Thread(target=run, args=(small_wgan, WGAN, str(pictures), Loop(**loop), None, control))
+    thread.start()
+    end = time.monotonic() + 60
+    while not Checkpoints(tmp_path / "run").steps():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    (saved,) = Checkpoints(tmp_path / "run").steps()
+    time.sleep(0.7)  # longer than it waits at a time
+    assert thread.is_alive() and saved < 12 and max(at) == saved
+    control.go_on()
+    thread.join()
+    assert max(at) == 12 and stored(tmp_path / "run", 12) == stored(undisturbed, 12)
+
+
+def test_stop_ends_a_pause(pictures, tmp_path):
+    control = Control()
+    control.pause()
+    threading.Timer(0.3, control.stop).start()
+    loop = Loop(run_dir=tmp_path / "run", steps=12, batch_size=8, devices=1)
+    run(small_wgan, WGAN, str(pictures), loop, control=control)
+    assert Checkpoints(tmp_path / "run").steps() == []  # no step was done
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_signals_of_schedulers_and_terminals_save_too(pictures, tmp_path, name):
+    def callback(step, metrics):
+        if step == 4:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    with pytest.raises(SystemExit) as caught:
+        train(tmp_path / "run", pictures, callback=callback)
+    assert caught.value.code == 128 + getattr(signal, name)
+    assert Checkpoints(tmp_path / "run").steps()
+
+
+def test_what_ignores_a_signal_goes_on_ignoring_it():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        control = Control()
+        with heeding_signals(control):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not control.stopping
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Alarms
 
 
@@ -515,7 +588,7 @@ def with_accuracy(accuracy: float):
     "difference, accuracy, alarm", [(0, 0.5, True), (1, 1, False), (0.2, 1, True), (0.2, 0.9, False)]
 )
 def test_alarm_where_the_generator_has_collapsed(pictures, tmp_path, capsys, difference, accuracy, alarm):
-    method = method_with(sample=alike(difference), train_step=with_accuracy(accuracy))
+    method = method_with(sample=alike(difference), train_step=with_accuracy(accuracy), watch=dcgan.watch)
     train(tmp_path / "run", pictures, method=method, sample_every=4)
     warnings = [line for line in lines(tmp_path / "run") if "warning" in line]
     assert [line["step"] for line in warnings] == ([4, 8, 12] if alarm else [])
@@ -526,11 +599,27 @@ def test_alarm_where_the_generator_has_collapsed(pictures, tmp_path, capsys, dif
 
 
 def test_alarm_says_what_to_try_and_diversity_what_it_means():
-    assert collapse_warning(1.0, 1.0) is None and collapse_warning(0.11, 0.99) is None
-    assert "0.010" in str(collapse_warning(0.01, 0.5)) and "--augment" in str(collapse_warning(0.01, 0.5))
-    assert "1.000" in str(collapse_warning(0.39, 1.0))
-    assert diversity(np.ones((4, 2, 2, 1))) == 0
-    assert diversity(np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)) == 1
+    real = {"real": {"image": np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)}}
+
+    def warning(diversity: float, accuracy: float) -> str | None:
+        metrics = {"accuracy/real": accuracy, "accuracy/fake": 1.0}
+        numbers, said = dcgan.watch(metrics, diversity * real["real"]["image"], real)
+        assert abs(numbers["diversity"] - diversity) <= 5e-5  # four digits
+        return said
+
+    assert warning(1.0, 1.0) is None and warning(0.11, 0.99) is None
+    assert "0.010" in str(warning(0.01, 0.5)) and "--augment" in str(warning(0.01, 0.5))
+    assert "1.000" in str(warning(0.39, 1.0))
+    assert dcgan.watch({}, 0 * real["real"]["image"], real)[1] is not None  # before the first line of the log
+    assert dcgan.diversity(np.ones((4, 2, 2, 1))) == 0
+    assert dcgan.diversity(np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)) == 1
+
+
+def test_alarm_of_a_batch_of_one_compares_with_the_spread_of_the_data(pictures, tmp_path):
+    method = method_with(sample=alike(1.0), train_step=with_accuracy(1.0), watch=dcgan.watch)
+    train(tmp_path / "run", pictures, method=method, sample_every=4, batch_size=1, steps=4)
+    watched = [line for line in lines(tmp_path / "run") if "diversity" in line]
+    assert len(watched) == 1 and "warning" not in watched[0] and 0.5 < watched[0]["diversity"] < 4
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -571,7 +660,7 @@ REFUSALS = {
     "other settings": ({"resume": "auto", "batch_size": 16}, "holds another run: batch_size was 8 and is 16"),
     "other seed": ({"resume": "auto", "seed": 5}, "holds another run: seed was 0 and is 5"),
     "other config": ({"resume": "auto", "cfg": small_wgan.Config(width=9)}, "width was 8 and is 9"),
-    "other method": ({"resume": "auto", "method": dcgan, "cfg": DCGAN}, "method was 'method.py' and is 'dcgan'"),
+    "other method": ({"resume": "auto", "method": dcgan, "cfg": DCGAN}, "method was 'small_wgan.py' and is 'dcgan'"),
 }
 
 
@@ -618,8 +707,8 @@ def test_unlimited_set_cannot_live_on_the_device(tmp_path):
 
 def test_method_without_a_function(pictures, tmp_path):
     method = method_with()
-    del method.latents, method.sample
-    with pytest.raises(UserError, match="lacks latents, sample"):
+    del method.requests, method.sample
+    with pytest.raises(UserError, match="lacks requests, sample"):
         train(tmp_path / "run", pictures, method=method)
 
 
@@ -627,6 +716,6 @@ def test_out_of_memory_is_one_sentence(pictures, tmp_path, monkeypatch):
     def advance(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
 
-    monkeypatch.setattr("ganstyle_jax.train.make_advance", functools.partial(lambda *_: advance))
+    monkeypatch.setattr("ganstyle_jax.loop.train.make_advance", functools.partial(lambda *_: advance))
     with pytest.raises(UserError, match="out of memory: lower --batch-size"):
         train(tmp_path / "run", pictures)

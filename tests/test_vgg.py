@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ganstyle_jax import layers, vgg, weights
-from ganstyle_jax.vgg import FIRES, VGG, SqueezeNet
+from ganstyle_jax.features import image_layers, vgg, weights
+from ganstyle_jax.features.vgg import FIRES, VGG, SqueezeNet
+from ganstyle_jax.nn import layers
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -56,11 +57,11 @@ def taps_and_gradient(network, params, images, platform="auto", names=None):
     """All taps, and the gradient by the images of the sum of their squares, each over its own mean square."""
     network = dataclasses.replace(network, platform=platform)
 
-    def loss(images):
+    def loss(images, params):
         taps = network.apply(params, images, names or network.names)
         return sum(jnp.sum(x**2) / lax.stop_gradient(jnp.mean(x**2)) for x in taps.values()), taps
 
-    gradient, taps = jax.jit(jax.grad(loss, has_aux=True))(images)
+    gradient, taps = jax.jit(jax.grad(loss, has_aux=True))(images, params)
     return taps, gradient
 
 
@@ -341,7 +342,7 @@ def test_colours_are_mapped_in_full_precision():
     """In bfloat16 too: 255 steps of a colour remain 255 values less a mean, to the last of 8 bits."""
     images = jnp.linspace(-1, 1, 256)[:, None] * jnp.ones(3)
     params = {"kernel": 127.5 * jnp.eye(3), "bias": jnp.full(3, 127.5 - 120)}
-    mapped = vgg.map_colours(images, params, "bfloat16")
+    mapped = image_layers.map_colours(images, params, "bfloat16")
     np.testing.assert_allclose(mapped[:, 0].astype(jnp.float32), jnp.arange(256) - 120, atol=1e-3)
 
 
@@ -372,9 +373,9 @@ def test_smallest_side_of_reflected_networks():
 
 
 def test_init():
-    params = SMALL.init(jax.random.key(0))
+    params = jax.jit(SMALL.init)(jax.random.key(0))
     assert params["conv3_2"]["kernel"].shape == (3, 3, 7, 8) and not params["conv3_2"]["bias"].any()
-    wide = VGG(((64, 64),)).init(jax.random.key(0))["conv1_2"]["kernel"]
+    wide = jax.jit(VGG(((64, 64),)).init)(jax.random.key(0))["conv1_2"]["kernel"]
     assert abs(float(wide.std()) - (2 / (9 * 64)) ** 0.5) < 2e-3
 
 
@@ -429,6 +430,13 @@ def padded_taps_and_gradient(network, params, images, crop, static=None, traced=
     return taps, gradient
 
 
+@functools.partial(jax.jit, static_argnames=("network", "static"))
+def all_taps(network, params, images, static=None, traced=(None, None)):
+    """All taps, whole, of an image of the extent `static` and, where that is None, `traced`."""
+    extent = static and tuple(t if s is None else s for s, t in zip(static, traced, strict=True))
+    return network.apply(params, images, network.names, extent)
+
+
 @st.composite
 def networks(draw):
     return dataclasses.replace(
@@ -469,11 +477,10 @@ def test_array_within_a_larger_image(padding, is_traced):
     """Where the array ends first it is padded as ever; the image's own features begin `reach` before."""
     network = dataclasses.replace(TINY, padding=padding, ceil_mode=True)
     params, images = random_params(network), picture(41, 21)
-    whole, _ = padded_taps_and_gradient(network, params, images, (41, 21))
-    alone, _ = padded_taps_and_gradient(network, params, images[:, :27], (27, 21))
+    whole, alone = all_taps(network, params, images), all_taps(network, params, images[:, :27])
     part = np.pad(images[:, :27], [(0, 0), (0, 0), (0, 3), (0, 0)])
     static = (None, None) if is_traced else (41, 21)
-    taps, _ = padded_taps_and_gradient(network, params, part, (27, 21), static, (41, 21))
+    taps = all_taps(network, params, part, static, (41, 21))
     for tap, x in cropped(network, taps, (27, 21)).items():
         assert_close(x, alone[tap], 1e-5)
         unaffected = (27 - network.reach([tap])) // network.stride(tap)
@@ -522,10 +529,10 @@ def test_devices_that_share_the_rows(options):
     assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all", "reduce-scatter"))
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("padding", ["zeros", "reflect", pytest.param("replicate", marks=pytest.mark.slow)])
 def test_prepared_weights_give_the_same_features(x64, padding):
     network = VGG(((4,), (128, 256), (128,)), padding, "reflect", dtype="float64", platform="cpu")
-    params = network.init(jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), random_params(network))
     prepared = vgg.prepare(network, params)
     assert [name for name, layer in prepared.items() if "winograd" in layer] == ["conv2_2", "conv3_1"]
     assert vgg.prepare(network, prepared) == prepared  # and no more
@@ -535,18 +542,18 @@ def test_prepared_weights_give_the_same_features(x64, padding):
         taps = network.apply(params, image, ("relu2_2", "conv3_1"), extent)
         return sum(jnp.sum(jnp.sin(x)) for x in taps.values())
 
+    evaluate = jax.jit(jax.value_and_grad(loss), static_argnums=2)
     for extent in (None, (13, 16)):
-        found = jax.jit(jax.value_and_grad(loss), static_argnums=2)(image, prepared, extent)
-        close(found, jax.value_and_grad(loss)(image, params, extent), 1e-10)
+        close(evaluate(image, prepared, extent), evaluate(image, params, extent), 1e-10)
 
 
 def test_prepared_only_where_it_helps():
     wide = VGG(((128, 256),))
-    params = wide.init(jax.random.key(0))
+    params = random_params(wide)
     for options in ({"platform": "xla"}, {"dtype": "bfloat16"}):
         assert vgg.prepare(dataclasses.replace(wide, **options), params) is params
     squeezenet = SqueezeNet()
-    params = squeezenet.init(jax.random.key(0))
+    params = random_params(squeezenet)
     assert vgg.prepare(squeezenet, params) == params
 
 
@@ -555,13 +562,15 @@ def test_stride_and_reach():
     network, place = dataclasses.replace(TINY, pooling="average"), 5
     params, images = jax.tree.map(lambda x: jnp.abs(x) + 0.01, random_params(network)), abs(picture(48, 48)) + 0.01
 
-    def gradients(images):
-        _, backward = jax.vjp(lambda images: network.apply(params, images, network.names), images)
-        shapes = jax.eval_shape(lambda: network.apply(params, images, network.names))
-        zeros = {tap: jnp.zeros(x.shape) for tap, x in shapes.items()}
-        return {tap: backward(zeros | {tap: x.at[:, place, place].set(1)})[0] for tap, x in zeros.items()}
+    def apply(images):
+        return network.apply(params, images, network.names)
 
-    for tap, gradient in jax.jit(gradients)(images).items():
+    backward = jax.jit(lambda images, cotangents: jax.vjp(apply, images)[1](cotangents)[0])
+    zeros = {tap: np.zeros(x.shape, np.float32) for tap, x in jax.eval_shape(apply, images).items()}
+    for tap, x in zeros.items():
+        one = x.copy()
+        one[:, place, place] = 1
+        gradient = np.asarray(backward(images, zeros | {tap: one}))
         stride, reach = network.stride(tap), network.reach([tap])
         expected = np.zeros((48, 48), bool)
         expected[(side := slice(place * stride - reach, (place + 1) * stride + reach)), side] = True
@@ -592,18 +601,18 @@ def close(actual, expected, tolerance):
 def two_derivatives(operation, *operands):
     """Value, the gradient of a curved loss, and the gradient of the squared norm of that gradient."""
 
+    by_all = range(len(operands))
+
     def loss(*operands):
-        return jnp.sum(jnp.tanh(operation(*operands)) * draw(9, *operation(*operands).shape))
+        y = operation(*operands)
+        return jnp.sum(jnp.tanh(y) * draw(9, *y.shape)), y
 
     def norm(*operands):
-        gradients = jax.grad(loss, range(len(operands)))(*operands)
-        return sum(jnp.sum(g**2) for g in gradients)
+        gradients, y = jax.grad(loss, by_all, has_aux=True)(*operands)
+        return sum(jnp.sum(g**2) for g in gradients), (y, gradients)
 
-    def everything(*operands):
-        n = range(len(operands))
-        return operation(*operands), jax.grad(loss, n)(*operands), jax.grad(norm, n)(*operands)
-
-    return jax.jit(everything)(*operands)
+    second, (y, first) = jax.jit(jax.grad(norm, by_all, has_aux=True))(*operands)
+    return y, first, second
 
 
 def torch_two_derivatives(torch, operation, *operands):
@@ -616,7 +625,10 @@ def torch_two_derivatives(torch, operation, *operands):
     return tuple(jax.tree.map(lambda t: t.detach().numpy(), tree) for tree in (y, first, second))
 
 
-CONVOLUTIONS = [(2, 5, 4, 3, 2, 3), (1, 1, 2, 17, 3, 3), (2, 6, 7, 5, 3, 1), (1, 7, 9, 2, 4, 5)]  # b, h, w, c, d, size
+CONVOLUTIONS = [  # b, h, w, c, d, size
+    *((2, 5, 4, 3, 2, 3), (1, 1, 2, 17, 3, 3), (2, 6, 7, 5, 3, 1), (1, 7, 9, 2, 4, 5)),
+    *((2, 5, 6, 3, 8, 3), (1, 3, 7, 4, 5, 5)),  # of few channels to many
+]
 
 
 @pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
@@ -658,20 +670,20 @@ def poolings(torch):
     return {
         "max": (layers.max_pool, wrap(lambda x: functional.max_pool2d(x, 2))),
         "max, ceil": (
-            lambda x: vgg.pool(x, "max", ceil_mode=True),
+            lambda x: image_layers.pool(x, "max", ceil_mode=True),
             wrap(lambda x: functional.max_pool2d(x, 2, ceil_mode=True)),
         ),
-        "average": (lambda x: vgg.pool(x, "average"), wrap(lambda x: 2 * functional.avg_pool2d(x, 2))),
+        "average": (lambda x: image_layers.pool(x, "average"), wrap(lambda x: 2 * functional.avg_pool2d(x, 2))),
         "3x3 max": (
-            lambda x: vgg.pool_3x3(x, "max", ceil_mode=False),
+            lambda x: image_layers.pool_3x3(x, "max", ceil_mode=False),
             wrap(lambda x: functional.max_pool2d(x, 3, 2)),
         ),
         "3x3 max, ceil": (
-            lambda x: vgg.pool_3x3(x, "max", ceil_mode=True),
+            lambda x: image_layers.pool_3x3(x, "max", ceil_mode=True),
             wrap(lambda x: functional.max_pool2d(x, 3, 2, ceil_mode=True)),
         ),
         "3x3 average": (
-            lambda x: vgg.pool_3x3(x, "average", ceil_mode=False),
+            lambda x: image_layers.pool_3x3(x, "average", ceil_mode=False),
             wrap(lambda x: 2 * functional.avg_pool2d(x, 3, 2)),
         ),
     }
@@ -689,7 +701,10 @@ def test_pooling_to_the_second_derivative(x64, torch, name):
 
 def test_max_pooling_of_equal_values(x64):
     """The first place of each window takes the gradient; of distinct values, those that the stock pooling chooses."""
-    for pool, size in ((layers.max_pool, 2), (functools.partial(vgg.pool_3x3, pooling="max", ceil_mode=False), 3)):
+    for pool, size in (
+        (layers.max_pool, 2),
+        (functools.partial(image_layers.pool_3x3, pooling="max", ceil_mode=False), 3),
+    ):
         gradient = jax.jit(jax.grad(lambda x, pool=pool: pool(x).sum()))(jnp.zeros((1, 5, 5, 1)))[0, :, :, 0]
         np.testing.assert_array_equal(gradient, [[1, 0, 1, 0, 0], [0] * 5, [1, 0, 1, 0, 0], [0] * 5, [0] * 5])
 

@@ -40,8 +40,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from ganstyle_jax import cli
-from ganstyle_jax.files import UserError
+from ganstyle_jax.commands import flags
+from ganstyle_jax.io.files import UserError
 
 PACKAGES = ("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "torch")
 PARTS = ("step", "evaluation", "pipeline", "checkpoint", "start")
@@ -265,5 +265,5 @@ def markdown(rows: list[Row], record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with cli.errors_for_people():
+    with flags.errors_for_people():
         main(tyro.cli(Settings, description=__doc__))

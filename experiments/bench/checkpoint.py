@@ -25,8 +25,8 @@ import machine
 import numpy as np
 import tyro
 
-from ganstyle_jax import cli
-from ganstyle_jax.files import UserError
+from ganstyle_jax.commands import flags
+from ganstyle_jax.io.files import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,8 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
         raise UserError("PyTorch is not installed: pip install -e '.[parity]'") from None
     import jax
 
-    from ganstyle_jax.checkpoints import Checkpoints
     from ganstyle_jax.gan import dcgan
+    from ganstyle_jax.loop.checkpoints import Checkpoints
 
     cfg = dcgan.Config(image_size=bench.image_size, channels=3, width=bench.width)
     state = jax.block_until_ready(jax.jit(lambda key: dcgan.init(key, cfg))(jax.random.key(0)))
@@ -132,5 +132,5 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with cli.errors_for_people():
+    with flags.errors_for_people():
         main(tyro.cli(Bench, description=__doc__))

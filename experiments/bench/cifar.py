@@ -26,8 +26,11 @@ from typing import Any
 import machine
 import tyro
 
-from ganstyle_jax import cli, convert, evaluate, runs
-from ganstyle_jax.files import UserError
+from ganstyle_jax.commands import flags
+from ganstyle_jax.gan import convert
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge import evaluate
+from ganstyle_jax.loop import runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Settings:
 
 def main(settings: Settings) -> dict[str, Any]:
     """Measures, prints a Markdown table and writes the record, which is returned."""
-    cli.use_cache()
+    flags.use_cache()
     chosen = evaluate.Settings(("kid", "fid"), settings.features, count=settings.count, real_count=settings.real_count)
     network = evaluate.network_of(chosen)
     real = evaluate.look_at_source(settings.data, network, chosen, 32, 3)

@@ -3,7 +3,7 @@
     python experiments/bench/dcgan.py --json dcgan_cpu.json                     # CPU, 64 pixels, batch 64
     python experiments/bench/dcgan.py --device gpu --sweep --json dcgan_gpu.json   # batch 128 and 1024, both dtypes
 
-Ours is what `ganstyle train` runs: `train.make_advance` over a set of random uint8 images that lives on the device,
+Ours is what `ganstyle train` runs: `step.make_advance` over a set of random uint8 images that lives on the device,
 several steps in one dispatch, state donated. PyTorch runs the networks and the step of tests/torch_dcgan.py with
 channels_last memory, fused Adam and (on a GPU) cuDNN's search for the fastest kernels, eagerly and with `torch.compile`
 of both networks: mode "default", on a GPU "reduce-overhead" (CUDA graphs) too. With `--published` there is one more,
@@ -46,7 +46,7 @@ from typing import Any, Literal
 import machine
 import numpy as np
 
-from ganstyle_jax.files import UserError
+from ganstyle_jax.io.files import UserError
 
 # The update is compared loosely, because Adam's first step is the gradient's sign, and rounding decides the sign of
 # gradients near 0: 2 % in float32 at full size. It is 100 % for an update left out, and 200 % for one the wrong way.
@@ -138,8 +138,11 @@ def jax_worker(bench: Bench) -> tuple[dict, dict[str, Callable[..., dict]]]:
     """(what this is, its commands)."""
     import jax
 
-    from ganstyle_jax import convert, data, train
-    from ganstyle_jax.gan import dcgan
+    from ganstyle_jax import contract, data
+    from ganstyle_jax.gan import convert, dcgan
+    from ganstyle_jax.loop import step as step_of
+    from ganstyle_jax.loop import train
+    from ganstyle_jax.loop.feed import Feed
 
     if jax.default_backend() != bench.device:
         raise UserError(
@@ -159,14 +162,14 @@ def jax_worker(bench: Bench) -> tuple[dict, dict[str, Callable[..., dict]]]:
     source = data.Source(
         "random", pictures.shape[1:], pictures.dtype, size, None, lambda i: {"image": pictures[i].copy()}
     )
-    feed = train.Feed(data.Batches(source, train.images_per_step(dcgan, cfg, loop), SEED), loop, train.make_mesh(loop))
+    feed = Feed({"real": data.Batches(source, loop.batch_size, SEED)}, loop, step_of.make_mesh(loop))
     key_init, key_train = jax.random.split(jax.random.key(SEED))
     replicated = jax.sharding.NamedSharding(feed.mesh, jax.sharding.PartitionSpec())
     make_state = jax.jit(lambda key: dcgan.init(key, cfg), out_shardings=replicated)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), jax.eval_shape(make_state, key_init)
     )
-    advance = train.make_advance(dcgan, cfg, key_train, loop, feed.mesh, abstract, feed)
+    advance = step_of.make_advance(contract.of(dcgan), cfg, key_train, loop, feed.mesh, abstract, feed.rows)
     stored = feed.load()
     step, state = 0, make_state(key_init)
     chunks = feed.stream(0, 0)  # a set that lives on the device has no end
@@ -174,7 +177,7 @@ def jax_worker(bench: Bench) -> tuple[dict, dict[str, Callable[..., dict]]]:
     def run(steps: int) -> dict:
         nonlocal step, state
         start = time.perf_counter()
-        state, metrics = advance(state, stored, chunks(step, steps), np.int32(step), np.int32(steps))
+        state, metrics = advance(state, (), stored, chunks(step, steps), np.int32(step), np.int32(steps))
         jax.block_until_ready((state, metrics))
         seconds = time.perf_counter() - start
         step += steps
@@ -192,14 +195,14 @@ def jax_worker(bench: Bench) -> tuple[dict, dict[str, Callable[..., dict]]]:
         key = jax.random.key(SEED + 1)
         # The latents that the first update of `dcgan.train_step` draws.
         key_z = jax.random.fold_in(jax.random.fold_in(jax.random.split(key)[0], 0), 0)
-        z = dcgan.latents(key_z, loop.batch_size, checked)
+        z = dcgan.requests(key_z, loop.batch_size, checked)
         images = data.to_float(pictures[: loop.batch_size])
 
         @jax.jit
         def compute(state, images, z):
             fake, _ = dcgan.apply(dcgan.Generator(checked), state.gen.params, state.gen.batch_stats, z)
             logits, _ = dcgan.apply(dcgan.Discriminator(checked), state.disc.params, state.disc.batch_stats, images)
-            new, metrics = dcgan.train_step(state, {"image": images}, key, checked)
+            new, metrics = dcgan.train_step(state, {"real": {"image": images}}, key, checked)
             changed, _ = dcgan.apply(dcgan.Generator(checked), new.gen.params, new.gen.batch_stats, z)
             return {"images": fake, "logits": logits, "update": changed - fake}, metrics
 

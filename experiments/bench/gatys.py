@@ -55,7 +55,7 @@ from typing import Any, Literal, Protocol
 import machine
 import numpy as np
 
-from ganstyle_jax.files import UserError
+from ganstyle_jax.io.files import UserError
 
 # JAX is imported in functions, because PyTorch's process runs this file too, and its environment may lack it.
 
@@ -147,7 +147,7 @@ def make_evaluation(network, params, content, style, cfg) -> Callable[[Any], Any
     """
     import jax
 
-    from ganstyle_jax import vgg
+    from ganstyle_jax.features import vgg
     from ganstyle_jax.style import gatys
 
     params = vgg.prepare(network, params)
@@ -237,6 +237,7 @@ def torch_loss(network: dict, params: dict[str, dict[str, np.ndarray]], cfg: dic
         def __init__(self):
             super().__init__()
             self.convolutions: Any = nn.ModuleDict()
+            self.heads: Any = nn.ModuleDict()
             for name, of in params.items():
                 if name != "input":
                     kernel = torch.tensor(of["kernel"]).permute(3, 2, 0, 1)
@@ -244,6 +245,10 @@ def torch_loss(network: dict, params: dict[str, dict[str, np.ndarray]], cfg: dic
                     convolution.weight.data.copy_(kernel)
                     convolution.bias.data.copy_(torch.tensor(of["bias"]))
                     self.convolutions[name] = convolution
+                    if "head" in of:  # behind the tap alone
+                        head = torch.tensor(of["head"]).T[:, :, None, None]
+                        self.heads[name] = nn.Conv2d(head.shape[1], head.shape[0], 1, bias=False, dtype=narrow)
+                        self.heads[name].weight.data.copy_(head)
             self.register_buffer("colour_matrix", torch.tensor(params["input"]["kernel"], dtype=wide).T.contiguous())
             self.register_buffer("colour_offset", torch.tensor(params["input"]["bias"], dtype=wide))
             # As most networks have it: a scale and an offset for each colour.
@@ -282,7 +287,8 @@ def torch_loss(network: dict, params: dict[str, dict[str, np.ndarray]], cfg: dic
                     x = self.convolve(x, self.convolutions[f"conv{i}_{j}"], first or network["padding"])
                     x = F.relu(x, inplace=True)
                     if f"relu{i}_{j}" in wanted:
-                        found[f"relu{i}_{j}"] = x
+                        name = f"conv{i}_{j}"
+                        found[f"relu{i}_{j}"] = self.heads[name](x) if name in self.heads else x
             return found
 
         def convolve(self, x, convolution, padding: str):
@@ -589,7 +595,7 @@ def whole_run(bench: Bench, network, params) -> dict:
     """What a record says of whole runs with one network."""
     import jax
 
-    from ganstyle_jax import images, pictures
+    from ganstyle_jax.io import images, pictures
     from ganstyle_jax.style import gatys
 
     assert bench.pictures is not None
@@ -640,7 +646,7 @@ def load_network(features: str) -> tuple[Any, Any]:
     """A VGG and its weights."""
     import jax
 
-    from ganstyle_jax import vgg, weights
+    from ganstyle_jax.features import vgg, weights
 
     if features == RANDOM:
         return vgg.VGG19, jax.jit(vgg.VGG19.init)(jax.random.key(SEED))

@@ -20,8 +20,10 @@ import machine
 import numpy as np
 import tyro
 
-from ganstyle_jax import cli, images, pictures, weights
-from ganstyle_jax.files import UserError
+from ganstyle_jax.commands import flags
+from ganstyle_jax.features import weights
+from ganstyle_jax.io import images, pictures
+from ganstyle_jax.io.files import UserError
 from ganstyle_jax.style import gatys
 
 Curve = list[tuple[int, float]]  # (evaluations, loss)
@@ -47,7 +49,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    cli.use_cache()
+    flags.use_cache()
     network, params = weights.load_for_style(settings.features)
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "optax", "torch", "numpy")),

@@ -94,7 +94,7 @@ def write_record(path: Path, record: dict[str, Any]) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """As `write_record`."""
-    from ganstyle_jax.files import atomic_path
+    from ganstyle_jax.io.files import atomic_path
 
     with atomic_path(place(path)) as temporary:
         temporary.write_text(text)

@@ -4,7 +4,7 @@
     python experiments/bench/train_torch.py            # trains PyTorch's: runs/mnist_torch/netG_0_2500.pth, ...
     python experiments/bench/mnist.py --ours runs/mnist/seed0 runs/mnist/seed1 runs/mnist/seed2 --torch runs/mnist_torch
 
-Both sides go through the same code: PyTorch's weights are read by `ganstyle_jax.convert` into our generator, 10,000
+Both sides go through the same code: PyTorch's weights are read by `ganstyle_jax.gan.convert` into our generator, 10,000
 pictures are drawn from the same latents, and `experiments/lenet_fd.py` measures them against the test set.
 
 Four generators are made of each of our checkpoints and two of each of PyTorch's, which keeps no average: the last
@@ -23,8 +23,8 @@ from typing import Any
 import machine
 import tyro
 
-from ganstyle_jax import runs
-from ganstyle_jax.files import UserError
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop import runs
 
 sys.path.insert(1, str(machine.ROOT / "experiments"))
 import lenet_fd
@@ -87,7 +87,7 @@ def measure(side: str, path: Path, step: int, seed: int, settings: Settings) -> 
     """The numbers of `lenet_fd.evaluate` for each generator that can be made of a checkpoint."""
     import jax
 
-    from ganstyle_jax import convert
+    from ganstyle_jax.gan import convert
 
     run = convert.load([path]) if side == TORCH else runs.load(path, step)
     rows = []

@@ -24,8 +24,9 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from ganstyle_jax import cli, data
-from ganstyle_jax.files import UserError
+from ganstyle_jax import data
+from ganstyle_jax.commands import flags
+from ganstyle_jax.io.files import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,5 +125,5 @@ def dataloader(module: Any, theirs: Zipped, batch_size: int, workers: int) -> in
 
 
 if __name__ == "__main__":
-    with cli.errors_for_people():
+    with flags.errors_for_people():
         main(tyro.cli(Bench, description=__doc__))

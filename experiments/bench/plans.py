@@ -1,12 +1,12 @@
-"""What training and style transfer take on slices of TPUs, by the TPUs' own compiler: the README's table.
+"""What training and style transfer take on slices of TPUs, by the TPUs' own compiler: the table of docs/measured.md.
 
     pip install -e '.[tpu-plan]'
     JAX_PLATFORMS=cpu python experiments/bench/plans.py
 
 No TPU is needed. Compiles the true training step of DCGAN (width 64, bfloat16) and an evaluation of style transfer
 (VGG-19 in bfloat16, rows shared among the chips) for each slice. Memory, FLOPs and exchanged bytes are the compiler's;
-the times are a roofline estimate, see ganstyle_jax/plan.py. Hardware: any; an hour on two cores, most of it for what
-hardly fits or does not. No data. The record is written after each plan, and plans that it holds of other work stay.
+the times are a roofline estimate, see ganstyle_jax/loop/plan.py. Hardware: any; an hour on two cores, most of it for
+what hardly fits or does not. No data. The record is written after each plan; plans that it holds of other work stay.
 """
 
 import dataclasses
@@ -18,11 +18,13 @@ from typing import Any
 import machine
 import tyro
 
-from ganstyle_jax import cli, plan, train, vgg
-from ganstyle_jax.files import UserError
+from ganstyle_jax.commands import flags
+from ganstyle_jax.features import vgg
 from ganstyle_jax.gan import dcgan
+from ganstyle_jax.io.files import UserError, gigabytes
+from ganstyle_jax.loop import plan, train
 from ganstyle_jax.style import gatys
-from ganstyle_jax.style.memory import gigabytes
+from ganstyle_jax.style import plan as style_plan
 
 VGG = dataclasses.replace(vgg.VGG19, dtype="bfloat16")
 
@@ -67,7 +69,8 @@ def one(settings: Settings, kind: str, size: int, topology: str) -> dict[str, An
             cfg = dcgan.Config(image_size=size, channels=3, dtype="bfloat16")
             made = plan.plan_training(dcgan, cfg, train.Loop(batch_size=settings.batch), devices)
         else:
-            made = plan.plan_style(VGG, gatys.Config(size=size), (size, size), devices)
+            lowered = style_plan.lower(VGG, gatys.Config(size=size), (size, size), devices)
+            made = plan.plan_lowered(lowered.lowered, len(devices), lowered.kept)
     except (UserError, ValueError, plan.DoesNotFitError) as error:
         print(f"{kind} {size} on {topology}: {error}", flush=True)
         return entry | {"refused": str(error)}
@@ -110,5 +113,5 @@ def table(plans: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    with cli.errors_for_people():
+    with flags.errors_for_people():
         main(tyro.cli(Settings, description=__doc__))

@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 
 from ganstyle_jax import data
-from ganstyle_jax.files import UserError, atomic_path
+from ganstyle_jax.io.files import UserError, atomic_path
 
 LATENT_DIM = 100
 
@@ -119,8 +119,7 @@ def ours(settings: Settings, channels: int, seed: int) -> tuple[dict[str, Any], 
     """State dicts of both networks, and the latents of each step, as `train.run` has them of the same seed."""
     import jax
 
-    from ganstyle_jax import convert
-    from ganstyle_jax.gan import dcgan
+    from ganstyle_jax.gan import convert, dcgan
 
     cfg = dcgan.Config(settings.image_size, channels=channels, width=settings.width)
     key_init, key_train = jax.random.split(jax.random.key(seed))

@@ -12,22 +12,28 @@ Four mistakes that tutorials hand on, and where this file does otherwise:
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
-from ganstyle_jax import augment, layers, losses
+from ganstyle_jax.data import Source, Wanted
+from ganstyle_jax.nn import augment, layers, losses
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A DCGAN and how it is trained. The defaults are the paper's."""
 
-    image_size: int = 64  # pixels, a power of two from 16 to 256
+    # pixels of a side, a power of two from 16 to 256; or height and width, the longer side a multiple of a quarter of
+    # the shorter one
+    image_size: int | tuple[int, int] = 64
     channels: int | None = None  # 1 or 3; None: as many as the data has
     latent_dim: int = 100  # numbers in a latent z, drawn from N(0, 1)
     width: int = 64  # channels of the finest hidden layer, doubled at each coarser one
@@ -55,8 +61,16 @@ class Config:
     convolution: Literal["auto", "cpu", "xla"] = "auto"  # see layers.halve
 
     def __post_init__(self):
-        if not 16 <= self.image_size <= 256 or self.image_size & (self.image_size - 1):
-            raise ValueError(f"image_size must be a power of two from 16 to 256, got {self.image_size}")
+        short = min(self.shape)
+        if not 16 <= short <= 256 or short & (short - 1):
+            fits = min(256, max(16, 1 << max(0, short - 1).bit_length()))
+            raise ValueError(f"image_size must be a power of two from 16 to 256, got {short}: take {fits}")
+        if max(self.shape) % (short // 4):
+            fits = round(4 * max(self.shape) / short) * (short // 4)
+            raise ValueError(
+                f"image_size must have a longer side that is a multiple of {short // 4}, "
+                f"got {max(self.shape)}: take {fits}"
+            )
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         for name in ("latent_dim", "width", "generator_steps", "discriminator_steps", "instance_noise_steps"):
@@ -87,10 +101,33 @@ class Config:
         return jnp.float64 if self.dtype == "float64" else jnp.float32
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) of the pictures."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """(h, w) of what the generator begins with: 4x4, or wider or higher."""
+        return self.shape[0] >> self.levels, self.shape[1] >> self.levels
+
+    @property
+    def levels(self) -> int:
+        return min(self.shape).bit_length() - 3
+
+    @property
     def hidden_channels(self) -> list[int]:
         """From 4x4 pixels up: [8w, 4w, 2w, w] for 64 pixels."""
-        levels = self.image_size.bit_length() - 3
-        return [self.width << level for level in reversed(range(levels))]
+        return [self.width << level for level in reversed(range(self.levels))]
+
+
+def sources(cfg: Config) -> dict[str, Wanted]:
+    """One set of real pictures; each discriminator update of a step takes its own batch."""
+    return {"real": Wanted(cfg.image_size, cfg.channels, batches=cfg.discriminator_steps)}
+
+
+def settle(cfg: Config, found: Mapping[str, Source]) -> Config:
+    """As many channels as the data has."""
+    return dataclasses.replace(cfg, channels=found["real"].image_shape[-1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,7 +161,7 @@ class Double(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latents (b, latent_dim) to images (b, s, s, c) in [-1, 1]: projected to 4x4, then doubled up to s."""
+    """Latents (b, latent_dim) to images (b, h, w, c) in [-1, 1]: projected to 4x4 or so, then doubled up to h x w."""
 
     cfg: Config
     axis_name: str | None = None
@@ -134,7 +171,7 @@ class Generator(nn.Module):
         cfg, dtype = self.cfg, self.cfg.compute_dtype
         first, *others = cfg.hidden_channels
         # A transposed convolution of a 1x1 picture to 4x4 pixels, which is one matrix product.
-        kernel = self.param("project", _normal, (4, 4, cfg.latent_dim, first), cfg.param_dtype)
+        kernel = self.param("project", _normal, (*cfg.smallest, cfg.latent_dim, first), cfg.param_dtype)
         x = jnp.einsum("bz,hwzc->bhwc", z.astype(dtype), kernel.astype(dtype))
         x = nn.relu(self._norm("norm0")(x, train))
         for i, channels in enumerate(others, start=1):
@@ -148,7 +185,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (b, s, s, c) in [-1, 1] to logits (b,): halved to 4x4 pixels, then one weighted sum; no sigmoid."""
+    """Images (b, h, w, c) in [-1, 1] to logits (b,): halved to 4x4 pixels, then one weighted sum; no sigmoid."""
 
     cfg: Config
     axis_name: str | None = None
@@ -162,7 +199,7 @@ class Discriminator(nn.Module):
             if i > 0:  # the paper leaves the discriminator's first layer without BatchNorm
                 x = layers.BatchNorm(dtype, cfg.param_dtype, self.axis_name, name=f"norm{i}")(x, train)
             x = nn.leaky_relu(x, 0.2)
-        kernel = self.param("judge", _normal, (4, 4, x.shape[-1], 1), cfg.param_dtype)
+        kernel = self.param("judge", _normal, (*x.shape[1:], 1), cfg.param_dtype)
         return jnp.einsum("bhwc,hwcd->b", x, kernel.astype(dtype)).astype(cfg.param_dtype)
 
 
@@ -208,7 +245,7 @@ def init(key: jax.Array, cfg: Config) -> State:
     """A new pair of networks."""
     key_gen, key_disc = jax.random.split(key)
     z = jnp.zeros((2, cfg.latent_dim), cfg.param_dtype)
-    images = jnp.zeros((2, cfg.image_size, cfg.image_size, cfg.channels or 3), cfg.param_dtype)
+    images = jnp.zeros((2, *cfg.shape, cfg.channels or 3), cfg.param_dtype)
 
     def network(module, key, inputs, which):
         variables = module.init(key, inputs, train=True)
@@ -224,20 +261,15 @@ def init(key: jax.Array, cfg: Config) -> State:
 # Training
 
 
-def batches_per_step(cfg: Config) -> int:
-    """How many batches of real images one training step uses: one for each discriminator update."""
-    return cfg.discriminator_steps
-
-
 def train_step(
     state: State, batch: dict, key: jax.Array, cfg: Config, axis_name: str | None = None
 ) -> tuple[State, dict]:
     """The discriminator's updates, then the generator's.
 
-    batch["image"]: (b * discriminator_steps, s, s, c) float in [-1, 1]; every discriminator_steps-th image belongs to
-    the same update, so that no image leaves its device. Returns the new state and scalar metrics.
+    batch["real"]["image"]: (b * discriminator_steps, h, w, c) float in [-1, 1]; every discriminator_steps-th image
+    belongs to the same update, so that no image leaves its device. Returns the new state and scalar metrics.
     """
-    images = batch["image"].astype(cfg.param_dtype)
+    images = batch["real"]["image"].astype(cfg.param_dtype)
     b = len(images) // cfg.discriminator_steps
     images = images.reshape(b, cfg.discriminator_steps, *images.shape[1:])
     gen, disc = state.gen, state.disc
@@ -351,8 +383,8 @@ def distort(key: jax.Array, images: jax.Array, step: jax.Array, cfg: Config, axi
 # Sampling
 
 
-def latents(key: jax.Array, n: int, cfg: Config) -> jax.Array:
-    """(n, latent_dim), N(0, 1)."""
+def requests(key: jax.Array, n: int, cfg: Config, examples: Mapping[str, Any] | None = None) -> jax.Array:
+    """Latents (n, latent_dim), N(0, 1); whatever n is beyond them."""
     return jax.random.normal(key, (n, cfg.latent_dim), cfg.param_dtype)
 
 
@@ -365,22 +397,51 @@ def generator(state: State, cfg: Config) -> dict:
     params = state.ema if cfg.weights == "average" else state.gen.params
     if cfg.batch_norm != "standing":
         return {"params": params, "batch_stats": state.gen.batch_stats}
-    # With momentum 1/i for the i-th batch a running average is the plain mean of all batches.
-    batch_stats = state.gen.batch_stats
-    for i in range(16):
-        z = latents(jax.random.fold_in(jax.random.key(0), i), 64, cfg)
-        _, new = apply(Generator(cfg), params, jax.tree.map(jnp.zeros_like, batch_stats), z)
-        of_batch = jax.tree.map(lambda x: x / layers.BatchNorm.momentum, new)  # they began at 0
-        batch_stats = jax.tree.map(lambda a, x, i=i: a + (x - a) / (i + 1), batch_stats, of_batch)
-    return {"params": params, "batch_stats": batch_stats}
+    zeros = jax.tree.map(jnp.zeros_like, state.gen.batch_stats)
+
+    def add(i, total):
+        z = requests(jax.random.fold_in(jax.random.key(0), i), 64, cfg)
+        _, new = apply(Generator(cfg), params, zeros, z)
+        return jax.tree.map(jnp.add, total, new)
+
+    # A loop, because sixteen copies of the generator would take several times as long to compile.
+    total = lax.fori_loop(0, 16, add, zeros)
+    # Running statistics that began at 0 are the batch's, times the momentum.
+    return {"params": params, "batch_stats": jax.tree.map(lambda x: x / (16 * layers.BatchNorm.momentum), total)}
 
 
 def sample(variables: dict, z: jax.Array, cfg: Config) -> jax.Array:
-    """Latents (n, latent_dim) to images (n, s, s, c) in [-1, 1]; with batch_norm "batch" they depend on each other."""
+    """Latents (n, latent_dim) to images (n, h, w, c) in [-1, 1]; with batch_norm "batch" they depend on each other."""
     module = Generator(cfg)
     if cfg.batch_norm == "batch":
         return apply(module, variables["params"], variables["batch_stats"], z)[0]
     return jnp.asarray(module.apply(variables, z, train=False))
+
+
+def watch(
+    metrics: Mapping[str, float], pictures: np.ndarray, real: Mapping[str, Any]
+) -> tuple[dict[str, float], str | None]:
+    """How much samples differ from each other, 1 being as much as real pictures, and what looks like collapse.
+
+    The discriminator's accuracy alone says little: on MNIST it reaches 1 for hundreds of steps while the digits go on
+    getting better. It counts where the pictures are also alike, for then it knows them by what they share.
+    """
+    relative = diversity(pictures) / max(diversity(real["real"]["image"]), 1e-6)
+    accuracy = min(metrics.get("accuracy/real", 0.0), metrics.get("accuracy/fake", 0.0))
+    warning = None
+    if relative < 0.1 or (relative < 0.4 and accuracy > 0.99):
+        warning = (
+            f"the samples are too much alike (diversity {relative:.3f} of the data's, the lower of the "
+            f"discriminator's accuracies {accuracy:.3f}): the generator has collapsed, unless it has only begun to "
+            "learn and more steps help. Go back to an earlier checkpoint, or try "
+            "--augment color,translation, --instance-noise 0.1, --r1 1, or a lower --generator-learning-rate"
+        )
+    return {"diversity": round(relative, 4)}, warning
+
+
+def diversity(pictures: np.ndarray) -> float:
+    """How much the pictures of a batch differ: each value's standard deviation over the batch, on average."""
+    return float(np.asarray(pictures, np.float64).std(axis=0).mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -388,7 +449,7 @@ def sample(variables: dict, z: jax.Array, cfg: Config) -> jax.Array:
 
 
 def discriminate(state: State, images: jax.Array, cfg: Config) -> jax.Array:
-    """Images (n, s, s, c) in [-1, 1] to logits (n,), each of its image alone: BatchNorm takes its running statistics.
+    """Images (n, h, w, c) in [-1, 1] to logits (n,), each of its image alone: BatchNorm takes its running statistics.
 
     Those are of real and generated images together, where training normalises each kind by itself.
     """

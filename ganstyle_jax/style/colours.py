@@ -10,8 +10,8 @@ how is one of
 - "coral": the style first gets the content's mean colour and covariance (the paper's "Color histogram matching");
 - "histogram": the style first gets the content's histogram in each channel.
 
-Pictures are (h, w, 3) in [-1, 1], RGB, of any size; jax arrays are accepted, results are float32. Raises ValueError for
-other shapes, for integers, whose range is unknown, and for values that are not finite.
+Pictures are (h, w, 3), float in [-1, 1], RGB, of any size; jax arrays are accepted, results are float32.
+Raises ValueError for other shapes, for other integers, whose range is unknown, and for values that are not finite.
 
 Differs from the paper: its two linear maps are the Cholesky and the Image Analogies one, `match_linear` has a third;
 "luma" gives the network a grey picture in three channels, which the optimisation may tint, and drops the tint at the
@@ -22,11 +22,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ganstyle_jax import images
-from ganstyle_jax.images import LUMA  # Y of YIQ, YUV and YCbCr
+from ganstyle_jax.io import images
+from ganstyle_jax.io.images import LUMA  # Y of YIQ, YUV and YCbCr
+from ganstyle_jax.style import inputs
 
 How = Literal["none", "luma", "coral", "histogram"]
 
+# How much more style is to count for "luma". In grey, of the same mean and contrast, a photograph and a painting are
+# nearer than in their colours: their style loss is 0.4 of that, in the median of 20 pairs. With the same weights the
+# content would win, and little of the style be seen.
+LUMA_STYLE = 2.5
 NOISE = 1 / 255  # half a step of 8 bits
 
 
@@ -124,15 +129,7 @@ def match_histograms(source: Any, reference: Any) -> np.ndarray:
 
 
 def _checked(picture: Any, name: str) -> np.ndarray:
-    picture = np.asarray(picture)
-    if picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
-        raise ValueError(f"{name} must be a picture of shape (h, w, 3), got shape {picture.shape}")
-    if picture.dtype.kind in "iub":
-        raise ValueError(f"{name} must hold floats in [-1, 1], got dtype {picture.dtype}")
-    picture = picture.astype(np.float32, copy=False)
-    if not (finite := np.isfinite(picture)).all():
-        raise ValueError(f"{name} must hold finite numbers, got {(~finite).sum()} that are not")
-    return picture
+    return inputs.picture(picture, name, slack=np.inf)  # what one map gives, the next takes, clipped or not
 
 
 def _accepted(how: How) -> How:

@@ -16,9 +16,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ganstyle_jax.style import gatys
-from ganstyle_jax.tiles import Canvas
-from ganstyle_jax.vgg import VGG, Network, prepare
+from ganstyle_jax.features.vgg import VGG, Network, prepare
+from ganstyle_jax.io.files import gigabytes
+from ganstyle_jax.nn.tiles import Canvas
+from ganstyle_jax.style import places
+from ganstyle_jax.style.config import Config, fitted_shape
+from ganstyle_jax.style.targets import canvas_of, of_image
 
 TILES = (2048, 1024, 512, 256)  # pixels, tried in this order: large ones waste less on their halos
 FEW = 3  # pairs that L-BFGS can do with
@@ -35,7 +38,7 @@ class DoesNotFitError(Exception):
 
 def needed(
     network: Network,
-    cfg: gatys.Config,
+    cfg: Config,
     shape: tuple[int, int],
     rows: int = 1,
     regions: int = 0,
@@ -47,11 +50,13 @@ def needed(
     several in a program. Raises ValueError for an image that cannot be cut so.
     """
     mesh = Mesh(np.asarray(jax.devices()[:rows]), ("rows",)) if rows > 1 else None
-    canvas = gatys.canvas_of(shape, network, cfg, mesh)
+    canvas = canvas_of(shape, network, cfg, mesh)
+    network = of_image(network, cfg)
     image = PIXEL * canvas.shape[0] * canvas.shape[1]
     # CPUs compute in float32, and so keep both where features are to have fewer bits.
     width = 2 if network.dtype == "bfloat16" and not on_cpu() else 4
-    of_pixel = {name: width * count for name, count in features_of_pixel(network, cfg.layers).items()}
+    per_pixel = features_of_pixel(network, cfg.layers)
+    of_pixel = {name: width * count for name, count in per_pixel.items()}
     lbfgs = cfg.optimizer == "lbfgs"
 
     state = image / rows * images_kept(cfg)
@@ -64,17 +69,18 @@ def needed(
     gradient = _gradient(network, cfg, of_pixel, canvas, regions, together) * _seen(canvas, rows)
     # The styles' moments need no gradient, but their pictures may be larger; how wide they are is not known here.
     side = max(1, round(max(shape) * cfg.style_scale))
-    style = 1.7 * sum(of_pixel.values()) * _seen(gatys.canvas_of((side, side), network, cfg, mesh), rows)
-    return round(state + images + content + masks + weights + max(gradient, style))
+    style = 1.7 * sum(of_pixel.values()) * _seen(canvas_of((side, side), network, cfg, mesh), rows)
+    further = places.needed(cfg, canvas.shape, per_pixel, channels_of(network, cfg.layers), regions) / rows
+    return round(state + images + content + masks + weights + further + max(gradient, style))
 
 
-def images_kept(cfg: gatys.Config) -> int:
+def images_kept(cfg: Config) -> int:
     """How many images the optimizer's state is as large as; Adam keeps that of the last size too."""
     return (2 * cfg.memory + 6 if cfg.optimizer == "lbfgs" else 8) + bool(cfg.averaging)
 
 
 def _gradient(
-    network: Network, cfg: gatys.Config, of_pixel: dict[str, float], canvas: Canvas, regions: int, together: bool
+    network: Network, cfg: Config, of_pixel: dict[str, float], canvas: Canvas, regions: int, together: bool
 ) -> float:
     """Bytes of a pixel at the worst moment of a gradient: features, what is being derived, and copies with borders."""
     # The factors are measured: what XLA copies, and when, follows from no rule that one could write down here.
@@ -111,6 +117,14 @@ def features_of_pixel(network: Network, layers: tuple[str, ...]) -> dict[str, fl
     image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
     taps: Any = jax.eval_shape(lambda params, x: network.apply(params, x, names), _params(network), image)
     return {name: x.size / side**2 for name, x in taps.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def channels_of(network: Network, layers: tuple[str, ...]) -> dict[str, int]:
+    """How many features a place of each layer has."""
+    image = jax.ShapeDtypeStruct((1, 256, 256, 3), np.float32)
+    taps: Any = jax.eval_shape(lambda params, x: network.apply(params, x, layers), _params(network), image)
+    return {name: x.shape[-1] for name, x in taps.items()}
 
 
 @functools.lru_cache(maxsize=64)
@@ -165,17 +179,17 @@ def free_in_groups(membership: Path, root: Path) -> float:
 
 
 def fit(
-    network: Network, cfg: gatys.Config, shape: tuple[int, int], limit: int, rows: int = 1, regions: int = 0
-) -> tuple[gatys.Config, int]:
+    network: Network, cfg: Config, shape: tuple[int, int], limit: int, rows: int = 1, regions: int = 0
+) -> tuple[Config, int]:
     """The configuration, in tiles if it must be, and how many such images fit into `limit` bytes of a device at once.
 
     Raises DoesNotFitError, and ValueError for an image that cannot be cut as it is asked for.
     """
 
-    def need(cfg: gatys.Config, shape: tuple[int, int] = shape, together: bool = False) -> int:
+    def need(cfg: Config, shape: tuple[int, int] = shape, together: bool = False) -> int:
         return needed(network, cfg, shape, rows, regions, together)
 
-    def fitting(cfg: gatys.Config, shape: tuple[int, int] = shape) -> gatys.Config | None:
+    def fitting(cfg: Config, shape: tuple[int, int] = shape) -> Config | None:
         return next((one for one in _ways(network, cfg, shape, rows) if need(one, shape) <= limit), None)
 
     if found := fitting(cfg):
@@ -191,7 +205,7 @@ def fit(
     advice = [f"{option} needs {gigabytes(need(other))}" for option, other in options if need(other) <= limit]
     sizes = {"": cfg, " with --optimizer adam": adam} if adam != cfg and fitting(adam) is None else {"": cfg}
     for option, other in sizes.items():
-        if size := _largest(lambda size, other=other: fitting(other, gatys.fitted_shape(shape, size)), max(shape)):
+        if size := _largest(lambda size, other=other: fitting(other, fitted_shape(shape, size)), max(shape)):
             advice.append(f"--size {size}{option} fits")
     raise DoesNotFitError(
         f"{shape[1]} x {shape[0]} pixels need about {gigabytes(need(last))} of memory"
@@ -200,9 +214,9 @@ def fit(
     )
 
 
-def _ways(network: Network, cfg: gatys.Config, shape: tuple[int, int], rows: int) -> list[gatys.Config]:
+def _ways(network: Network, cfg: Config, shape: tuple[int, int], rows: int) -> list[Config]:
     """As asked for and, where that is in one piece, in tiles, from the fastest to what needs the least memory."""
-    if cfg.tile or rows > 1 or not isinstance(network, VGG):
+    if cfg.tile or cfg.tileable or rows > 1 or not isinstance(network, VGG):
         return [cfg]
     return [cfg] + [dataclasses.replace(cfg, tile=tile) for tile in TILES if tile < max(shape)]
 
@@ -214,7 +228,3 @@ def _largest(fits: Callable[[int], Any], below: int) -> int:
         middle = (low + below) // 2
         low, below = (middle, below) if fits(middle) else (low, middle)
     return low
-
-
-def gigabytes(n: float) -> str:
-    return f"{n / 1e9:.3g} GB"

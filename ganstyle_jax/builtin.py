@@ -1,0 +1,22 @@
+"""The methods that come with the package, by the names that commands and run folders know them by."""
+
+# Those that train a network, see contract.py.
+TRAINED = {
+    "dcgan": "ganstyle_jax.gan.dcgan",
+    "fast-style": "ganstyle_jax.style.fast_style",
+    "adain": "ganstyle_jax.style.adain",
+    "super-resolution": "ganstyle_jax.restore.super_resolution",
+}
+# Those that optimise a picture instead.
+OPTIMISED = {"gatys": "ganstyle_jax.style.gatys"}
+EVERY = TRAINED | OPTIMISED
+
+OR_FILE = f"{', '.join(TRAINED)} or a Python file such as ./my_gan.py"
+EXAMPLE = next(iter(TRAINED))
+
+# What moves weights between runs and PyTorch's files, by method; the first one says what is wrong with other files.
+CONVERTERS = {
+    "dcgan": "ganstyle_jax.gan.convert",
+    "fast-style": "ganstyle_jax.style.fast_style_files",
+    "adain": "ganstyle_jax.style.adain_files",
+}

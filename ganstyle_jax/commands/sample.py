@@ -1,0 +1,87 @@
+"""`ganstyle sample`: pictures of a trained run, or a walk between them."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from ganstyle_jax.commands import flags
+from ganstyle_jax.io.files import UserError, atomic_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draw pictures from a trained run."""
+
+    run: tyro.conf.Positional[Path]  # run folder
+    out: Path = Path("samples")  # .png: one grid; .npz: array `images`, uint8 (n, h, w, c); else a folder of PNGs
+    count: int = 64  # pictures
+    step: int | Literal["best"] | None = None  # of the checkpoint to draw from, or the best; by default the newest
+    seed: int = 0  # decides the latents
+    batch_norm: Literal["standing", "running", "batch"] | None = None  # the generator's statistics; None: as trained
+    interpolate: bool = False  # a walk from latent to latent instead: walk.gif and strip.png in the folder --out
+    stops: int = 6  # latents that the walk passes through before it is back at the first
+    frames: int = 12  # pictures from one of them to the next
+    fps: int = 20  # pictures per second of the GIF
+
+
+def run(command: Sample) -> None:
+    for name, least in (("count", 1), ("stops", 2), ("frames", 1)):
+        if getattr(command, name) < least:
+            raise UserError(f"--{name} must be at least {least}, got {getattr(command, name)}")
+    if not 1 <= command.fps <= 50:
+        raise UserError(f"--fps must be from 1 to 50, got {command.fps}")
+    if not 0 <= command.seed < 2**32:
+        raise UserError(f"--seed must be from 0 to {2**32 - 1}, got {command.seed}")
+    if command.out.suffix.lower() not in ("", ".png", ".npz"):
+        raise UserError(f"--out must end in .png or .npz or be a folder, got {command.out}")
+    if command.interpolate and command.out.suffix:
+        raise UserError(f"--interpolate writes two files: --out must be a folder, got {command.out}")
+    if not command.interpolate and not command.out.suffix:
+        ours = {f"{i:06d}.png" for i in range(command.count)}
+        if others := sorted(path.name for path in command.out.glob("*.png") if path.name not in ours):
+            raise UserError(
+                f"{command.out} holds {len(others)} other pictures, such as {others[0]}, which would be taken for this "
+                "sample's: choose another --out, or empty it"
+            )
+    flags.use_cache()
+    import jax
+    import numpy as np
+
+    from ganstyle_jax import contract
+    from ganstyle_jax.io import images, sheet
+    from ganstyle_jax.look import walks
+    from ganstyle_jax.loop import runs
+
+    overrides: dict[str, Any] = {} if command.batch_norm is None else {"batch_norm": command.batch_norm}
+    run = runs.load(command.run, command.step, **overrides)
+    key = jax.random.key(command.seed)
+    if command.interpolate:
+        requests = run.requests(key, command.stops)
+        stops = contract.latents_of(requests)
+        if stops is None:
+            raise UserError(
+                f"--interpolate walks between latents, and {run.method.name} is asked for pictures otherwise"
+            )
+        way = walks.walk(stops, command.frames - 1).astype(stops.dtype)
+        frames = run.pictures(run.draw(contract.with_latents(requests, way)))
+        images.save_gif(command.out / "walk.gif", frames, command.fps)
+        # A row for each stop: the way from it to the next.
+        images.save_png(command.out / "strip.png", images.grid(frames, columns=command.frames))
+        print(f"a walk of {len(frames)} pictures in {command.out / 'walk.gif'} and {command.out / 'strip.png'}")
+        return
+    drawn = run.sheet(key, command.count)
+    pictures = run.pictures(drawn)
+    if command.out.is_file():
+        print(f"{command.out} is replaced", file=sys.stderr)
+    if command.out.suffix.lower() == ".npz":
+        with atomic_path(command.out) as path:
+            np.savez_compressed(path, images=images.to_uint8(pictures))
+    elif command.out.suffix.lower() == ".png":
+        images.save_png(command.out, sheet.of(drawn))
+    else:
+        for i, picture in enumerate(pictures):
+            images.save_png(command.out / f"{i:06d}.png", picture)
+    print(f"{command.count} pictures of step {run.step} in {command.out}")

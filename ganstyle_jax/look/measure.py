@@ -1,0 +1,102 @@
+"""`ganstyle evaluate`: how good a run's pictures are, or any images, with the protocol by which it was found."""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from ganstyle_jax import contract
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.judge import networks, statistics
+from ganstyle_jax.judge.compare import compare, spelled, what_to_read
+from ganstyle_jax.judge.drawn import drawn_by, examples_of, source_named
+from ganstyle_jax.judge.seen import look, look_at_source, look_at_statistics
+from ganstyle_jax.judge.sets import images_of, short_name
+from ganstyle_jax.judge.settings import Settings, network_of
+from ganstyle_jax.loop import runs
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is measured against what, and where the result goes."""
+
+    # real images, as `ganstyle train --data` takes them, or an .npz file of statistics; for a run by default its own
+    reference: str | None = None
+    step: int | Literal["best"] | None = None  # of a run: the checkpoint to draw from; by default the newest
+    weights: Literal["average", "last"] | None = None  # of a run's generator: averaged over training, or the last
+    batch_norm: Literal["standing", "running", "batch"] | None = None  # of a run's generator: its statistics
+    save_statistics: Path | None = None  # .npz file for the reference's mean and covariance, as pytorch-fid reads them
+    json: bool = False  # print the record as JSON
+
+
+def run(what: Path | str, options: Options, settings: Settings) -> dict[str, Any]:
+    """Measures a run, or images in a folder, archive or .npz, and returns the record; a run's is kept in its folder.
+
+    Raises UserError.
+    """
+    what = Path(what)
+    is_run = (what / "run.json").is_file()
+    if not is_run:
+        for name in ("step", "weights", "batch_norm"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} is for a run, and {what} is none")
+        if options.reference is None:
+            raise UserError("say with --reference what real images to compare with")
+    network = network_of(settings)
+    image_size = channels = step = None
+    if is_run:
+        overrides = {name: getattr(options, name) for name in ("weights", "batch_norm")}
+        loaded = runs.load(what, options.step, **{k: v for k, v in overrides.items() if v is not None})
+        method, cfg, step = contract.of(loaded.method), loaded.cfg, loaded.step
+        source = method.judged(cfg)[1]
+        wanted = method.sources(cfg)[source]
+        image_size, channels = wanted.size, wanted.channels
+        examples = examples_of(method, cfg, loaded.data, settings.seed)
+        shown, about = drawn_by(
+            method, cfg, loaded.state, settings.count, settings.seed, constants=loaded.constants, examples=examples
+        )
+        reference = options.reference or source_named(loaded.data, source)
+    else:
+        reference = options.reference
+        shown, about = images_of(str(what), network, settings.count, settings.seed)
+    reference = str(reference)
+    if statistics.is_statistics(Path(reference).expanduser()):
+        real = look_at_statistics(Path(reference).expanduser(), network)
+    else:
+        real = look_at_source(reference, network, settings, image_size, channels)
+    if options.save_statistics is not None:
+        statistics.save_statistics(options.save_statistics, real.gaussian, network, short_name(reference))
+    if settings.features == "auto" and networks.default() != "inception":
+        print(
+            "measured in the features of the compact network, whose figures are not those of publications: for these "
+            "run `ganstyle weights fetch inception-fid` once",
+            file=sys.stderr,
+        )
+    fake = look(shown, about | what_to_read(real.about["source"], settings), network, settings)
+    record = {"step": step} | compare(real, fake, network, settings)
+    for warning in record.get("warnings", ()):
+        log.warning(warning)
+    if is_run:
+        try:
+            runs.add_evaluation(what, record)
+        except OSError as error:  # what was measured is not lost for that
+            log.warning("the record is not kept in %s, which cannot be written: %s", what, error.strerror or error)
+    return record
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record for people: its numbers, and in which way they were found."""
+    metrics, protocol = record["metrics"], record["protocol"]
+    width = max(map(len, metrics))
+    lines = [f"{name:{width}}  {spelled(value)}" for name, value in metrics.items()]
+    real, fake = protocol["real"], protocol["fake"]
+    drawn = [f"{name} {fake[name]}" for name in ("weights", "batch_norm") if name in fake]
+    lines.append(
+        f"\n{fake['count']:,} images of {', '.join([fake['source'], *drawn])} against {spelled(real['count'])} of "
+        f"{real['source']}, in features {protocol['features']} ({protocol['weights'][:8]}), resize "
+        f"{protocol['resize']}, seed {protocol['seed']}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""Differentiable augmentation (Zhao et al. 2020, arXiv:2006.10738) and instance noise for discriminators.
+
+Both networks' updates see augmented pictures, real and generated alike, so that the generator is not taught to make
+augmented ones. Every function maps (b, h, w, c) in [-1, 1] to the same shape and is differentiable in the images.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ganstyle_jax.nn import layers
+
+POLICIES = ("color", "translation", "cutout")
+
+
+def check_policy(policy: str) -> tuple[str, ...]:
+    """Splits "color,translation,cutout"; raises ValueError naming an unknown part."""
+    parts = tuple(part for part in policy.split(",") if part)
+    for part in parts:
+        if part not in POLICIES:
+            raise ValueError(f"augment must be a comma-separated list of {', '.join(POLICIES)}, got {part!r}")
+    return parts
+
+
+def diff_augment(key: jax.Array, images: jax.Array, policy: str, axis_name: str | None = None) -> jax.Array:
+    """The policy's parts in turn, each with its own draw per image."""
+    functions = {"color": color, "translation": translation, "cutout": cutout}
+    for i, part in enumerate(check_policy(policy)):
+        images = functions[part](jax.random.fold_in(key, i), images, axis_name)
+    return images
+
+
+def color(key: jax.Array, images: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Brightness +-0.5, saturation x 0..2, contrast x 0.5..1.5, uniform."""
+    b = len(images)
+    draws = layers.global_draw(lambda s: jax.random.uniform(key, (3, *s), images.dtype).swapaxes(0, 1), (b,), axis_name)
+    brightness, saturation, contrast = (draws[:, i, None, None, None] for i in range(3))
+    images = images + (brightness - 0.5)
+    grey = images.mean(-1, keepdims=True)
+    images = (images - grey) * (2 * saturation) + grey
+    mean = images.mean((1, 2, 3), keepdims=True)
+    return (images - mean) * (contrast + 0.5) + mean
+
+
+def translation(key: jax.Array, images: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Shift by up to 1/8 of the size, both ways, black (the value 0 of the paper's code: mid-grey here) moving in."""
+    b, h, w, _ = images.shape
+    shifts = _offsets(key, b, (-(h // 8), -(w // 8)), (h // 8 + 1, w // 8 + 1), axis_name)
+    rows = jnp.arange(h) + shifts[:, :1]  # (b, h): the row each output row shows
+    columns = jnp.arange(w) + shifts[:, 1:]
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))  # a border of zeros to point at
+    rows, columns = jnp.clip(rows + 1, 0, h + 1), jnp.clip(columns + 1, 0, w + 1)
+    return jax.vmap(lambda image, r, c: image[r[:, None], c[None, :]])(padded, rows, columns)
+
+
+def cutout(key: jax.Array, images: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """A square of half the size set to 0, centred anywhere in the picture, cut off at the edges."""
+    b, h, w, _ = images.shape
+    centres = _offsets(key, b, (0, 0), (h + (1 - (h // 2) % 2), w + (1 - (w // 2) % 2)), axis_name)
+    rows = jnp.arange(h) - (centres[:, :1] - h // 4)
+    columns = jnp.arange(w) - (centres[:, 1:] - w // 4)
+    inside = ((rows >= 0) & (rows < h // 2))[:, :, None] & ((columns >= 0) & (columns < w // 2))[:, None, :]
+    return jnp.where(inside[..., None], 0, images)
+
+
+def instance_noise(key: jax.Array, images: jax.Array, stddev: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Adds N(0, stddev^2) to every value (Sonderby et al. 2017, section 3.2)."""
+    return images + stddev * layers.global_normal(key, images.shape, axis_name, images.dtype)
+
+
+def _offsets(key, b: int, low: tuple[int, int], high: tuple[int, int], axis_name: str | None) -> jax.Array:
+    """(b, 2) integers, uniform in [low, high)."""
+
+    def draw(shape):
+        keys = jax.random.split(key)
+        return jnp.stack([jax.random.randint(k, shape, lo, hi) for k, lo, hi in zip(keys, low, high, strict=True)], 1)
+
+    return layers.global_draw(draw, (b,), axis_name)

@@ -1,0 +1,39 @@
+"""How much the compiler is asked to do, where that is more than is gained by it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ganstyle_jax.nn.convolutions import on_cpu
+
+
+def soon(function: Callable, **options: Any) -> Any:
+    """`jax.jit(function, **options)` for what a person waits for the first time, such as style transfer's programs.
+
+    On CPUs without those fusions that take the compiler longest: the programs of a picture take it half the time, and
+    run about as fast. Newer versions of XLA have no such choice.
+    """
+    plain: Any = jax.jit(function, **options)
+    soon: Any = jax.jit(function, compiler_options=_SOON, **options)
+
+    def chosen() -> Any:
+        return soon if on_cpu("auto") and _has_choice() else plain
+
+    call: Any = functools.wraps(function)(lambda *args, **kwargs: chosen()(*args, **kwargs))
+    call.lower = lambda *args, **kwargs: chosen().lower(*args, **kwargs)
+    call._cache_size = lambda: soon._cache_size() + plain._cache_size()
+    return call
+
+
+_SOON: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
+
+
+@functools.cache
+def _has_choice() -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options=_SOON)()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

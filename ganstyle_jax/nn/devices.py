@@ -1,0 +1,123 @@
+"""One program for one device and for many: what a method does with the axis along which devices share a batch.
+
+Under `jit` a method sees the global batch and `axis_name` is None: then all of these are the identity. Under `pmap`
+each device sees its part, and they average, exchange and draw so that the result is the same.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def axis_size(axis_name: str | None) -> int:
+    """Devices along the mapped axis; 1 without one."""
+    return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
+def pmean(tree, axis_name: str | None):
+    """Mean over the mapped axis; the identity without one (`jit` sees the global batch and needs none)."""
+    return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+
+_whole: contextvars.ContextVar[jax.sharding.Sharding | None] = contextvars.ContextVar("whole", default=None)
+
+
+@contextlib.contextmanager
+def gathering(whole: jax.sharding.Sharding) -> Iterator[None]:
+    """Within it, `gathered` brings weights of which each device keeps a part together, as the sharding says."""
+    token = _whole.set(whole)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def gathered(params):
+    """Weights as a network is to compute with them: whole, where each device keeps a part; else the identity.
+
+    Without it the compiler may compute each part's share of the result, for the global batch, instead.
+    """
+    whole = _whole.get()
+    return params if whole is None else lax.with_sharding_constraint(params, whole)
+
+
+def global_draw(draw: Callable[[Sequence[int]], jax.Array], shape: Sequence[int], axis_name: str | None) -> jax.Array:
+    """This device's part, of the given shape, of a draw for the global batch: the same numbers on any device count.
+
+    `draw` maps a shape to random numbers, such as `lambda shape: jax.random.uniform(key, shape)`.
+    """
+    if axis_name is None:
+        return draw(shape)
+    everything = draw((shape[0] * axis_size(axis_name), *shape[1:]))
+    return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * shape[0], shape[0])
+
+
+def global_normal(key: jax.Array, shape: Sequence[int], axis_name: str | None, dtype=jnp.float32) -> jax.Array:
+    """This device's part of a standard normal draw for the global batch."""
+    return global_draw(lambda s: jax.random.normal(key, tuple(s), dtype), shape, axis_name)
+
+
+def global_batch(tree, axis_name: str | None):
+    """The whole batch, (n * b, ...), from every device's part (b, ...) in the devices' order; the same on all of them.
+
+    For what enters the state from the batch, such as a buffer of pictures. A tree of arrays; the identity without an
+    axis.
+    """
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: lax.all_gather(x, axis_name, axis=0, tiled=True), tree)
+
+
+def local_part(tree, axis_name: str | None):
+    """This device's part, (b, ...), of arrays that all of them have whole, (n * b, ...): undoes `global_batch`.
+
+    A tree of arrays; the identity without an axis. Raises ValueError for a length that the devices do not divide.
+    """
+    if axis_name is None:
+        return tree
+    count = axis_size(axis_name)
+
+    def part(x):
+        if x.shape[0] % count:
+            raise ValueError(f"{x.shape[0]} rows cannot be divided among {count} devices, got shape {x.shape}")
+        size = x.shape[0] // count
+        return lax.dynamic_slice_in_dim(x, lax.axis_index(axis_name) * size, size)
+
+    return jax.tree.map(part, tree)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+
+def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has whole, on the devices as asked."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def agree(values: Callable[[], list[int]], mesh: Mesh) -> Callable[[], list[int]]:
+    """Puts the largest of each process's values to the vote; what is returned waits for the result.
+
+    The processes are those with devices in the mesh. The vote queues up behind what the devices have to do already.
+    Alone, the values are taken when they are read.
+    """
+    if jax.process_count() == 1:
+        return values
+    votes = np.tile(np.asarray(values(), np.int32), (len(mesh.local_devices), 1))
+    by_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    largest = _largest(mesh)(jax.make_array_from_process_local_data(by_device, votes))
+    return lambda: np.asarray(largest).tolist()
+
+
+@functools.cache
+def _largest(mesh: Mesh) -> Callable:
+    return jax.jit(lambda x: x.max(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
