@@ -78,8 +78,8 @@ def cost(settings: Settings, count: int) -> dict[str, Any]:
     end = time.perf_counter()
     return {
         "images": count,
-        "seconds": round(end - start, 2),
-        "metrics_seconds": round(end - looked, 2),
+        "seconds": round(end - start, 4),
+        "metrics_seconds": round(end - looked, 4),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
     }
 

@@ -1,6 +1,7 @@
-"""A painting that is made on the spot: a night over hills, brush stroke by brush stroke.
+"""Paintings that are made on the spot, brush stroke by brush stroke: a night over hills, and a meadow in dabs.
 
-    picture = painting(512)
+    picture = painting(512)                     # the night
+    picture = painting(512, subject="meadow")
 
 The quick start takes the manner of it, so that no picture has to be shipped or fetched. Four things make it a painting:
 strokes follow a flow, as the hand follows what it paints (Haeberli 1990; Hertzmann 1998); they are laid from back to
@@ -13,6 +14,7 @@ is the same one, finer.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -36,6 +38,12 @@ NEAR = ("#0f3f4a", "#1c6257", "#2f7d55", "#5b9a4b", "#134a55")
 FIELD = ("#b5651d", "#d9902b", "#efb83f", "#f6d873", "#c8772a", "#8a4a1c", "#a8a03a")
 TREE = ("#07161c", "#0d2a26", "#17402c", "#2a5a2f", "#3b2a1c", "#0a1f2b")
 
+# Of the meadow, which is painted in dabs: no strokes that flow, no darks, and colours that meet in the eye alone.
+HAZE = ("#fbe3c0", "#f6c8a8", "#cfe3dc", "#a9d2dc", "#f9efd6", "#e9b7a8", "#8fc3cf")
+WOOD = ("#2f6f73", "#4c8c6a", "#6b62a3", "#86a85a", "#3d5f94", "#a7b84f")
+GRASS = ("#8fae3c", "#c2c545", "#5f9a4c", "#e6d25a", "#3f8a66", "#d9a441")
+POPPIES = ("#d8331f", "#f05a28", "#b81f3a", "#f7834a")
+
 Values = np.ndarray
 Field = Callable[[Values, Values], Values]
 
@@ -52,8 +60,8 @@ class Part:
     spread: float = 0.07  # of the tone, from stroke to stroke
 
 
-def painting(size: int, seed: int = 0) -> np.ndarray:
-    """(4/5 size, size, 3) float32 in [-1, 1]. seed: of the strokes; the motif is always the same.
+def painting(size: int, seed: int = 0, subject: Literal["night", "meadow"] = "night") -> np.ndarray:
+    """(4/5 size, size, 3) float32 in [-1, 1]. seed: of the strokes; a subject's motif is always the same.
 
     Raises ValueError for fewer than 16 pixels.
     """
@@ -61,14 +69,15 @@ def painting(size: int, seed: int = 0) -> np.ndarray:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
     rng = np.random.default_rng(seed)
     canvas = Canvas(size, rng)
-    for part in motif():
+    for part in {"night": night, "meadow": meadow}[subject]():
         for width, length, count in part.passes:
             paint(canvas, part, width, length, count, rng)
-    lights(canvas, rng)
+    if subject == "night":
+        lights(canvas, rng)
     return canvas.lit()
 
 
-def motif() -> list[Part]:
+def night() -> list[Part]:
     """From back to front."""
     return [
         Part(
@@ -112,8 +121,46 @@ def motif() -> list[Part]:
     ]
 
 
+def meadow() -> list[Part]:
+    """From back to front."""
+    return [
+        Part(
+            lambda x, y: y < far_ridge(x) - 0.10,
+            lambda x, y: 0.35 * np.sin(6 * x + 11 * y),
+            lambda x, y: 0.5 + 0.5 * np.sin(7 * y + 2.5 * np.sin(3.1 * x + 4 * y)),
+            HAZE,
+            ((0.075, 0.12, 420), (0.034, 0.046, 2300)),
+            0.16,
+        ),
+        Part(
+            lambda x, y: (y > far_ridge(x) - 0.16 - 0.05 * np.abs(np.sin(13 * x))) & (y < far_ridge(x) + 0.02),
+            lambda x, y: -np.pi / 2 + 0.6 * np.sin(19 * x),
+            lambda x, y: 0.5 + 0.5 * np.sin(13 * x + 16 * y),
+            WOOD,
+            ((0.050, 0.08, 240), (0.027, 0.040, 900)),
+            0.20,
+        ),
+        Part(
+            lambda x, y: y > far_ridge(x) - 0.02,
+            lambda x, y: 0.5 * np.sin(5 * x + 9 * y),
+            lambda x, y: 0.5 + 0.5 * np.sin(19 * (y - far_ridge(x)) + 4 * x),
+            GRASS,
+            ((0.065, 0.11, 300), (0.033, 0.050, 1500)),
+            0.20,
+        ),
+        Part(
+            lambda x, y: (y > far_ridge(x) + 0.03) & (np.sin(11 * x + 5 * y) + np.sin(23 * y - 6 * x) > 0.2),
+            lambda x, y: 2 * np.sin(40 * x + 31 * y),
+            lambda x, y: 0.5 + 0.5 * np.sin(9 * x - 7 * y),
+            POPPIES,
+            ((0.034, 0.040, 420),),
+            0.25,
+        ),
+    ]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# The motif
+# The motifs
 
 
 def far_ridge(x: Values) -> Values:
