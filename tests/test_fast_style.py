@@ -168,13 +168,31 @@ def test_only_what_is_looked_at_is_kept(cfg):
 
 def test_blends(cfg):
     pictures = np.zeros((3, 20, 18, 3), np.float32)
-    asked = lambda *blend: fast_style.requests_of(pictures, cfg, fast_style.ApplySettings(blend))["style"]  # noqa: E731
+    asked = lambda *blend: fast_style.requests_of(pictures, cfg, fast_style.ApplySettings(blend=blend))["style"]  # noqa: E731
     assert asked().tolist() == [[1, 0]] * 3
     assert asked(0, 1).tolist() == [[0, 1]] * 3
     assert asked(1, 3).tolist() == [[0.25, 0.75]] * 3
     for blend in ((0.0, 0.0), (1.0, 1.0, 1.0), (-1.0, 2.0), (float("nan"),)):
         with pytest.raises(UserError, match="--blend must be 1 to 2 numbers of 0 or more, not all 0, got"):
             asked(*blend)
+
+
+def test_styles_by_name(cfg):
+    cfg = dataclasses.replace(cfg, style=(Path("/x/sea.png"), Path("/x/wave.jpg")))
+    pictures = np.zeros((1, 20, 18, 3), np.float32)
+
+    def asked(*names, blend=()):
+        return fast_style.requests_of(pictures, cfg, fast_style.ApplySettings(names, blend))["style"].tolist()
+
+    assert asked() == [[1, 0]] and asked("wave") == [[0, 1]] and asked("wave", "sea") == [[0.5, 0.5]]
+    assert asked("wave", "sea", blend=(3.0, 1.0)) == [[0.25, 0.75]]
+    with pytest.raises(UserError, match="--style must be of what this network has learned, sea wave, got seaside"):
+        asked("seaside")
+    with pytest.raises(UserError, match="--blend must be one number above 0, got 1 2"):
+        asked("sea", blend=(1.0, 2.0))
+    cfg = dataclasses.replace(cfg, style=(Path("/x/sea.png"), Path("/y/sea.jpg")))
+    with pytest.raises(UserError, match="got sea, which it has more than once: take --blend"):
+        asked("sea")
 
 
 def test_refusals(cfg, tmp_path):

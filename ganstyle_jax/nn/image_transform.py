@@ -231,7 +231,28 @@ def _valid_backward(residuals: tuple[jax.Array, jax.Array], y: jax.Array) -> tup
     return by_x, _cpu_valid(*swapped).transpose(1, 2, 0, 3)
 
 
-_cpu_valid = jax.custom_vjp(_valid)
+FEW = 4  # channels, such as a picture's, which fill no vector
+
+
+def _valid_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_valid` of few channels d: four columns of the result at once, by kernels that lie one column apart.
+
+    On CPUs a third of the time for a 9x9 kernel and three channels, though it multiplies by zeros a third more.
+    """
+    p, q, c, d = kernel.shape
+    w, together = x.shape[2] - q + 1, 4
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -w % together), (0, 0)))
+    apart = [jnp.pad(kernel, ((0, 0), (i, together - 1 - i), (0, 0), (0, 0))) for i in range(together)]
+    kernel = jnp.stack(apart, 3).reshape(p, q + together - 1, c, together * d)
+    y = lax.conv_general_dilated(x, kernel, (1, together), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return y.reshape(*y.shape[:2], -1, d)[:, :, :w]
+
+
+def _valid_forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _valid_to_few(x, kernel) if kernel.shape[1] > 4 and kernel.shape[3] <= FEW else _valid(x, kernel)
+
+
+_cpu_valid = jax.custom_vjp(_valid_forward)
 _cpu_valid.defvjp(lambda x, kernel: (_cpu_valid(x, kernel), (x, kernel)), _valid_backward)
 
 

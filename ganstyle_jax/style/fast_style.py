@@ -245,8 +245,10 @@ def train_step(
 class ApplySettings:
     """What `ganstyle apply` paints like."""
 
-    # how much of each style, in the order in which training was given them, such as 0 1 or 0.3 0.7; by default the
-    # first alone
+    # names of styles that the network has learned, such as starry_night; by default the first. Several are blended
+    style: tuple[str, ...] = ()
+    # how much of each: of those that --style names, or of all in the order in which training was given them, such as
+    # 0 1 or 0.3 0.7; by default equal shares
     blend: tuple[float, ...] = ()
 
 
@@ -257,13 +259,23 @@ def requests(key: jax.Array, n: int, cfg: Config, examples: Mapping[str, Any]) -
 
 
 def requests_of(pictures: Any, cfg: Config, settings: ApplySettings = ApplySettings()) -> dict[str, Any]:
-    """Pictures (n, h, w, 3) in a blend of styles. UserError for weights that do not fit the styles."""
-    styles, blend = network(cfg).styles, settings.blend or (1.0,)
+    """Pictures (n, h, w, 3) in a blend of styles. UserError for styles that it has not learned, and for weights."""
+    names = [path.stem for path in cfg.style]
+    for name in settings.style:
+        if names.count(name) != 1:
+            raise UserError(
+                f"--style must be of what this network has learned, {' '.join(names) or 'one style without a name'}, "
+                f"got {name}" + (", which it has more than once: take --blend" if name in names else "")
+            )
+    styles = len(settings.style) or network(cfg).styles
+    blend = settings.blend or (1.0,) * (len(settings.style) or 1)
     accepted = f"1 to {styles} numbers of 0 or more, not all 0" if styles > 1 else "one number above 0"
     if len(blend) > styles or not all(0 <= w < math.inf for w in blend) or not sum(blend) > 0:
         raise UserError(f"--blend must be {accepted}, got {' '.join(f'{w:g}' for w in blend)}")
-    weights_of_styles = np.zeros(styles, np.float32)
-    weights_of_styles[: len(blend)] = np.asarray(blend) / sum(blend)
+    weights_of_styles = np.zeros(network(cfg).styles, np.float32)
+    places = [names.index(name) for name in settings.style] or range(len(blend))
+    for place, weight in zip(places, blend):  # what is not named gets nothing
+        weights_of_styles[place] += weight / sum(blend)
     return {"content": pictures, "style": np.repeat(weights_of_styles[None], len(pictures), 0)}
 
 
