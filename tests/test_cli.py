@@ -254,6 +254,8 @@ def test_quickstart(tmp_path, capsys):
     run_dir = tmp_path / "quick"
     assert ganstyle("quickstart", "--steps=4", "--size=48", f"--run-dir={run_dir}") == 0
     text = capsys.readouterr().out
+    painted = Image.open(run_dir / "painted.png")  # the photograph and each style, 512 pixels wide, in a row
+    assert f"Look at {run_dir / 'painted.png'}" in text and painted.width > 4 * 512 > 2 * painted.height
     assert f"Look at {run_dir / 'stylized.png'}" in text and Image.open(run_dir / "stylized.png").size == (48, 48)
     grid = run_dir / "samples" / "000004.png"
     assert f"Look at {grid}" in text and Image.open(grid).size == (8 * 34 - 2, 8 * 34 - 2)

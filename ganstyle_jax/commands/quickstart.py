@@ -12,7 +12,7 @@ class Quickstart:
 
     run_dir: Path = Path("runs/quickstart")  # folder for all that the run leaves
     steps: int = 2000  # training steps
-    size: int = 320  # pixels of the painted photograph's sides; 0 for none
+    size: int = 320  # pixels of the optimised photograph's sides; 0 for no photographs
 
 
 def run(command: Quickstart) -> None:
@@ -24,6 +24,8 @@ def run(command: Quickstart) -> None:
     # Small batches and high learning rates give clearer digits in the same time than the defaults do. The half-life is
     # short, because in so short a run the weights still move fast and an average lags behind them.
     if command.size:
+        painted = paint_at_once(command.run_dir)
+        print(f"Look at {painted}, the same photograph as the network `paintings` paints it in one pass.\n")
         photograph = stylize_photograph(command.run_dir, command.size)
         print(f"Look at {photograph}, a photograph in the manner of the painting style.png beside it.\n")
     cfg = dcgan.Config(
@@ -40,12 +42,37 @@ def run(command: Quickstart) -> None:
     print(
         f"\nLook at {grid}: each cell is a digit that the network made up;\n"
         f"the earlier grids beside it show the same latents while it was learning.\n"
-        f"Next: ganstyle stylize PHOTOGRAPH PAINTING -o stylized.png\n"
+        f"Next: ganstyle apply --model paintings PHOTOGRAPH --style the_scream -o painted.png\n"
+        f"      ganstyle apply --model adain PHOTOGRAPH --style PAINTING -o painted.png\n"
+        f"      ganstyle stylize PHOTOGRAPH PAINTING -o stylized.png   (takes longer, paints better)\n"
         f"      ganstyle weights fetch vgg19-8bit   (VGG-19 itself, 19 MB, for stylize --features vgg19-8bit)\n"
         f"      ganstyle sample {command.run_dir} --interpolate --out walk\n"
         f"      ganstyle report {command.run_dir}\n"
         f"      ganstyle train dcgan --data FOLDER_OR_ZIP_OF_IMAGES"
     )
+
+
+def paint_at_once(folder: Path) -> Path:
+    """The first picture of the quick start: a photograph, and what the network that ships makes of it, by style."""
+    import numpy as np
+    import skimage.data
+
+    from ganstyle_jax import data
+    from ganstyle_jax.forward.painter import Painter
+    from ganstyle_jax.io import images, sheet
+    from ganstyle_jax.loop import models
+
+    out = folder / "painted.png"
+    if out.exists():
+        return out
+    print("Painting a photograph in one pass by a network, in each of the styles that it has learned.")
+    model, photograph = models.load("paintings"), data.to_float(skimage.data.astronaut())
+    columns = {"photograph": photograph[None]}
+    for path in model.cfg.style:
+        painter = Painter(model, model.method.module.ApplySettings(style=(path.stem,)))
+        columns[path.stem.replace("_", " ")] = painter(photograph[None])
+    images.save_png(out, sheet.of({title: np.asarray(x) for title, x in columns.items()}, columns=1))
+    return out
 
 
 def stylize_photograph(folder: Path, size: int) -> Path:

@@ -273,9 +273,9 @@ def requests_of(pictures: Any, cfg: Config, settings: ApplySettings = ApplySetti
     if len(blend) > styles or not all(0 <= w < math.inf for w in blend) or not sum(blend) > 0:
         raise UserError(f"--blend must be {accepted}, got {' '.join(f'{w:g}' for w in blend)}")
     weights_of_styles = np.zeros(network(cfg).styles, np.float32)
-    places = [names.index(name) for name in settings.style] or range(len(blend))
-    for place, weight in zip(places, blend):  # what is not named gets nothing
-        weights_of_styles[place] += weight / sum(blend)
+    places = [names.index(name) for name in settings.style] or range(styles)
+    for place, weight in enumerate(blend):  # what is left out gets nothing
+        weights_of_styles[places[place]] += weight / sum(blend)
     return {"content": pictures, "style": np.repeat(weights_of_styles[None], len(pictures), 0)}
 
 
