@@ -1,0 +1,156 @@
+"""Times painting in one pass against the same network in PyTorch on the same machine: seconds a picture.
+
+    python experiments/bench/forward.py                        # the network that ships, 256, 512 and 1,024 pixels
+
+Ours is `models.draw`, which `ganstyle apply` runs; PyTorch's is the network of tests/torch_image_transform.py with the
+same weights, channels_last, in inference mode, eagerly and by `torch.compile` (mode "default"), of which the faster
+counts. PyTorch is a process of its own, so that the two share no threads; they work in turn, and `ratio` is our median
+over PyTorch's: below 1 we are faster. Parity comes first: at every size both paint the same picture within 1e-4.
+
+Expected: experiments/results/forward_cpu.json. A quarter of an hour, most of it for torch.compile.
+"""
+
+import dataclasses
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import machine
+import numpy as np
+
+from ganstyle_jax.io.files import UserError
+
+# JAX is imported in functions, because PyTorch's process imports this file too.
+
+PARITY = 1e-4  # of values in [-1, 1]: float32, sixteen layers that are normalised
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is timed, and how."""
+
+    model: str = "paintings"  # name of a model that ships, a model file or a run folder, of fast style transfer
+    sizes: tuple[int, ...] = (256, 512, 1024)  # pixels, of square pictures
+    rounds: int = 9  # timings of each contestant
+    compiled: bool = True  # time torch.compile too, and not eager PyTorch alone
+    json: Path | None = Path("forward_cpu.json")  # record; a bare name goes into experiments/results/
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    from ganstyle_jax.commands import flags
+    from ganstyle_jax.loop import models
+
+    flags.use_cache()
+    model = models.load(settings.model)
+    if not model.method.has("network"):
+        raise UserError(f"{settings.model} is a model of {model.method.name}, and this times fast style transfer")
+    network = model.method.module.network(model.cfg)
+    ours, theirs = Ours(model), Theirs(network.blocks, network.upsampling, model.variables["params"])
+    record: dict[str, Any] = machine.describe() | {
+        "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "torch", "numpy")),
+        "network": {"width": network.width, "blocks": network.blocks, "styles": network.styles},
+        "rows": [],
+    }
+    modes = ["eager", *(["compiled"] if settings.compiled else [])]
+    for size in settings.sizes:
+        picture = np.random.default_rng(size).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
+        style = np.full((1, network.styles), 1 / network.styles, np.float32)
+        expected = ours.paint(picture, style)
+        for mode in modes:
+            if (wrong := float(np.abs(theirs.ask("paint", mode, picture, style) - expected).max())) > PARITY:
+                raise UserError(f"at {size} pixels PyTorch ({mode}) paints otherwise, by {wrong:.2g}: nothing is timed")
+        times: dict[str, list[float]] = {name: [] for name in ("ours", *modes)}
+        for _ in range(settings.rounds):
+            times["ours"].append(ours.time(picture, style))
+            for mode in modes:
+                times[mode].append(theirs.ask("time", mode, picture, style))
+        medians = {name: round(median(seconds), 5) for name, seconds in times.items()}
+        ratio = medians["ours"] / min(medians[mode] for mode in modes)
+        record["rows"].append({"size": size, "seconds": medians, "ratio": round(ratio, 3)})
+        print(record["rows"][-1], flush=True)
+    theirs.close()
+    if settings.json is not None:
+        print(f"The record is in {machine.write_record(settings.json, record)}")
+    return record
+
+
+class Ours:
+    """The side of JAX."""
+
+    def __init__(self, model: Any):
+        import jax
+
+        self.model, self.variables = model, jax.device_put(model.variables)
+
+    def _draw(self, picture: np.ndarray, style: np.ndarray) -> Any:
+        from ganstyle_jax.loop import models
+
+        requests = {"content": picture, "style": style}
+        return models.draw(self.model.method, self.variables, requests, self.model.cfg)["result"]
+
+    def paint(self, picture: np.ndarray, style: np.ndarray) -> np.ndarray:
+        return np.asarray(self._draw(picture, style))
+
+    def time(self, picture: np.ndarray, style: np.ndarray) -> float:
+        begun = time.perf_counter()
+        self._draw(picture, style).block_until_ready()
+        return time.perf_counter() - begun
+
+
+class Theirs:
+    """The side of PyTorch, in a process of its own."""
+
+    def __init__(self, blocks: int, upsampling: str, params: Any):
+        context = multiprocessing.get_context("spawn")
+        self.line, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, blocks, upsampling, params), daemon=True)
+        self.process.start()
+
+    def ask(self, *question: Any) -> Any:
+        self.line.send(question)
+        try:
+            answer = self.line.recv()
+        except EOFError:
+            raise UserError("PyTorch's process ended: is PyTorch installed here?") from None
+        if isinstance(answer, str):
+            raise UserError(f"PyTorch: {answer}")
+        return answer
+
+    def close(self) -> None:
+        self.line.send(None)
+        self.process.join()
+
+
+def serve(line: Any, blocks: int, upsampling: str, params: Any) -> None:
+    """Answers ("paint" or "time", mode, picture, style) until it is sent None."""
+    import torch
+
+    sys.path.insert(0, str(machine.ROOT / "tests"))
+    from torch_image_transform import TransformerNet
+
+    module = TransformerNet(params, blocks, upsampling).to(memory_format=torch.channels_last).eval()
+    run = {"eager": module, "compiled": torch.compile(module, dynamic=False)}
+    while question := line.recv():
+        what, mode, picture, style = question
+        try:
+            with torch.inference_mode():
+                images = torch.tensor(picture).permute(0, 3, 1, 2)  # channels_last as it lies
+                begun = time.perf_counter()
+                painted = run[mode](images, torch.tensor(style))
+                seconds = time.perf_counter() - begun
+        except Exception as error:  # such as a compiler that is missing
+            line.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        else:
+            line.send(seconds if what == "time" else painted.permute(0, 2, 3, 1).contiguous().numpy())
+
+
+if __name__ == "__main__":
+    import tyro
+
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")
