@@ -68,6 +68,8 @@ Looks = dict[str, dict[str, Any]]  # by judge, what `Judge.measure` says
 
 def main(settings: Settings) -> dict[str, Any]:
     flags.use_cache()
+    for name in ("photographs", "styles", "optimised"):
+        (settings.out / name).mkdir(parents=True, exist_ok=True)
     judges = [judge for judge, _ in style_judge.load_judges(settings)]  # type: ignore[arg-type]
     contents = photographs(settings)
     record: dict[str, Any] = machine.describe() | {
