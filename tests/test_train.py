@@ -22,6 +22,7 @@ import ganstyle_jax
 from ganstyle_jax.control import Advanced, Control, Done, Metrics, Pictures, heeding_signals
 from ganstyle_jax.gan import dcgan
 from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop import runs
 from ganstyle_jax.loop.checkpoints import Checkpoints, digest
 from ganstyle_jax.loop.journal import drop_lines_after
 from ganstyle_jax.loop.step import SMALLEST_CUT
@@ -419,6 +420,22 @@ def test_sigterm_to_a_library_call(pictures, tmp_path, undisturbed, capsys):
     saved = Checkpoints(tmp_path / "run").steps()[-1]
     assert f"SIGTERM received: saved step {saved}" in capsys.readouterr().err
     assert digest(train(tmp_path / "run", pictures, resume="auto")) == stored(undisturbed, 12)
+
+
+def test_a_signal_is_heeded_as_soon_as_there_is_a_run(pictures, tmp_path, monkeypatch, capsys):
+    def write(*args, original=runs.write):
+        original(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(runs, "write", write)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody has heeded it"))
+    try:
+        with pytest.raises(SystemExit) as caught:
+            train(tmp_path / "run", pictures)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == STOPPED and (tmp_path / "run" / "run.json").exists()
+    assert "SIGTERM received: no step was done yet" in capsys.readouterr().err
 
 
 def test_run_on_another_thread(pictures, tmp_path, undisturbed):
