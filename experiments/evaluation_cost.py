@@ -14,7 +14,6 @@ FID and KID take once the features are there.
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -78,9 +77,9 @@ def cost(settings: Settings, count: int) -> dict[str, Any]:
     end = time.perf_counter()
     return {
         "images": count,
-        "seconds": round(end - start, 4),
-        "metrics_seconds": round(end - looked, 4),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
+        "seconds": machine.seconds(end - start),
+        "metrics_seconds": machine.seconds(end - looked),
+        "peak_gb": round(machine.peak_bytes() / 1e9, 3),
     }
 
 

@@ -15,7 +15,6 @@ until it evaluates.
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -105,17 +104,17 @@ def peak(size: int, tile: int) -> dict[str, float]:
     network, params = weights.load("compact")
     assert isinstance(network, vgg.VGG)
     compiled, arguments = compile_loss(network, params, size, tile, None)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = machine.peak_bytes()
     start = time.perf_counter()
     loss, _ = jax.block_until_ready(compiled(*arguments))
     seconds = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = machine.peak_bytes()
     temporary = compiled.memory_analysis().temp_size_in_bytes
     return {
         "loss": float(loss),
-        "seconds": round(seconds, 2),
-        "process_mb": round(after / 1024, 1),
-        "before_mb": round(before / 1024, 1),
+        "seconds": machine.seconds(seconds),
+        "process_mb": round(after / 2**20, 1),
+        "before_mb": round(before / 2**20, 1),
         "temporary_mb": round(temporary / 1e6, 1),
     }
 

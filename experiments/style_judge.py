@@ -229,7 +229,7 @@ def make(one: Maker, content: Path, style: Path, out: Path, keep: bool) -> Entry
     beside.unlink(missing_ok=True)  # it would not be this picture's
     begun = time.perf_counter()
     stylize.run(content, [style], one.config, dataclasses.replace(one.settings, out=out), Control([hear]))
-    known = {"seconds": round(time.perf_counter() - begun, 2), "evaluations": done[-1].step}
+    known = {"seconds": machine.seconds(time.perf_counter() - begun), "evaluations": done[-1].step}
     machine.write_record(beside, known | {"made": of})
     return Entry(one.title, pictures.read_picture(out), known)
 

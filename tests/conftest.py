@@ -5,15 +5,16 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Eight pretend devices in every test, asked for before anything imports jax.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-# The same examples every time; no deadline, because the first one waits for a compiler.
-settings.register_profile("ganstyle", derandomize=True, deadline=None)
+# The same examples every time; no deadline, because the first one waits for a compiler, and no other judgement by the
+# clock: how long an example takes to be drawn depends on what else the machine does.
+settings.register_profile("ganstyle", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ganstyle")
 
 
@@ -113,6 +114,26 @@ def programs_are_forgotten():
     yield
     if psutil.Process().memory_info().rss > 3e9:
         jax.clear_caches()
+
+
+@pytest.fixture
+def asked_of_the_network(monkeypatch) -> list:
+    """A network on which nothing is to be found, and at once; what was looked for there all the same."""
+    import socket
+
+    asked = []
+
+    def look_up(host, *_, **__):
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    def connect(_, address):
+        asked.append(address)
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    return asked
 
 
 @pytest.fixture

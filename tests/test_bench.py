@@ -143,6 +143,16 @@ def test_a_bare_name_goes_into_the_results(monkeypatch, tmp_path):
     assert bench.machine.write_record(tmp_path / "y.json", {}) == tmp_path / "y.json"
 
 
+def test_durations_and_memory_of_a_record():
+    """Nothing is so short that it takes 0 s, and a process is not said to hold what the one that started it held."""
+    assert [bench.machine.seconds(x) for x in (1.23456e-7, 0.0612345, 123.456)] == [1.235e-7, 0.06123, 123.5]
+    ballast = b"x" * (400 << 20)
+    command = [sys.executable, "-c", "import machine; print(machine.peak_bytes())"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parent, check=True)
+    assert 1 << 20 < int(done.stdout) < len(ballast) // 2
+    assert bench.machine.peak_bytes() > len(ballast)
+
+
 def test_the_best_of_pytorch_is_compared_with():
     assert bench.machine.compare({"ours": 3.0, "eager": 2.0, "default": 4.0}) == {"best_torch": "eager", "ratio": 1.5}
     assert bench.machine.compare({"ours": 3.0, "eager": 8.0, "default": 6.0}) == {"best_torch": "default", "ratio": 0.5}

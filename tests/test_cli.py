@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -119,10 +118,11 @@ def test_help_is_there_at_once():
             child.returncode = os.waitstatus_to_exitcode(status)
             assert child.returncode == 0
             least[name] = min(least[name], usage.ru_utime + usage.ru_stime)
-        if least["help"] < 0.4 * least["import"] and least["train"] < 2.5 * least["import"]:
+        shares = {name: took / least["import"] for name, took in least.items()}
+        if shares["help"] < 0.4 and 0.9 < shares["train"] < 2.5:
             break
-    assert least["help"] < 0.4 * least["import"] and least["train"] < 2.5 * least["import"], least
-    assert least["train"] > 0.9 * least["import"]  # which imports JAX: the measure tells them apart
+    # Help of a method imports JAX: the measure tells them apart.
+    assert shares["help"] < 0.4 and 0.9 < shares["train"] < 2.5, least
 
 
 def test_help_does_not_import_jax():
@@ -469,12 +469,12 @@ def test_commands_refused(args, capsys):
     assert "usage: ganstyle" in (error := capsys.readouterr().err) or "ganstyle" in error
 
 
-def test_unknown_tfds_name_is_refused_in_time(tmp_path, capsys, monkeypatch):
+def test_unknown_tfds_name_is_refused_in_time(tmp_path, capsys, monkeypatch, asked_of_the_network):
+    """Without a look at the network, which may take minutes."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    start = time.monotonic()
     message = refusal(capsys, "train", "dcgan", "--data=tfds:mnits", f"--run-dir={tmp_path / 'run'}")
     assert "TFDS knows no set 'mnits': did you mean" in message and "mnist" in message
-    assert time.monotonic() - start < 15
+    assert asked_of_the_network == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -832,12 +832,14 @@ def test_weights_refuses(tmp_path, monkeypatch, capsys):
 
 
 def test_weights_without_a_network(tmp_path):
-    """One sentence within 15 s. A proxy that is not there stands for no network."""
+    """One sentence. A proxy that is not there stands for no network.
+
+    How long a silence is waited for is tested with the downloads.
+    """
     proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
     environment = os.environ | proxies | {"GANSTYLE_HOME": str(tmp_path), "no_proxy": "", "NO_PROXY": ""}
-    began = time.monotonic()
     done = process("weights", "fetch", "vgg19", env=environment)
-    assert done.returncode == 1 and time.monotonic() - began < 15
+    assert done.returncode == 1
     said = one_sentence(done.stderr)
     assert "fetch https://download.pytorch.org/models/vgg19-dcbb9e9d.pth by hand" in said
     assert "`ganstyle weights import vgg19-dcbb9e9d.pth --name vgg19`" in said

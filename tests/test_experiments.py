@@ -299,7 +299,9 @@ def test_kills_sees_a_flipped_bit_and_a_lost_file(mnist_runs, tmp_path):
 def test_kills_at_a_tiny_size(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles faster
     script = load_script("kills")
-    record = script.main(script.Settings(kills=1, steps=200, width=4, batch_size=4, json=tmp_path / "kills.json"))
+    # The moment of this seed comes after 14 of the steps: a busy machine may be late with it.
+    small = {"kills": 1, "seed": 32, "steps": 200, "width": 4, "batch_size": 4}
+    record = script.main(script.Settings(**small, json=tmp_path / "kills.json"))
     assert (record["kills"], record["damaged"], record["lost"], record["equal"]) == (1, 0, 0, True)
     assert json.loads((tmp_path / "kills.json").read_text())["sha256_killed"] == record["sha256_undisturbed"]
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("home", "quick_compile")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # A camera that needs no permission; the sandbox is not to be had as root.
 FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-PATIENCE = 120  # seconds, on a machine that does much else
+PATIENCE = 300  # seconds, on a machine that does much else
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,13 @@ def launched(driver, *flags):
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
-    return driver.chromium.launch(executable_path=path, args=[*FLAGS, *flags])
+    return driver.chromium.launch(executable_path=path, args=[*FLAGS, *flags], timeout=1000 * PATIENCE)
+
+
+def new_page(browser):
+    page = browser.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +92,7 @@ def server(folder):
 
 @pytest.fixture
 def page(browser):
-    page = browser.new_page()
+    page = new_page(browser)
     page.faults = []
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     yield page
@@ -273,7 +279,7 @@ def test_a_page_without_its_files_says_which(browser, folder, tmp_path, name):
     shutil.copytree(folder, tmp_path / "page")
     (tmp_path / "page" / name).unlink()
     with served(tmp_path / "page") as address:
-        page = browser.new_page()
+        page = new_page(browser)
         page.goto(address)
         said = problem(page)
         assert f"{name} is missing" in said and "copy the whole folder" in said and "ort.wasm.bundle.min.mjs" in said
@@ -299,7 +305,7 @@ def test_a_folder_opened_from_the_disk_says_what_to_do(page, folder):
 def test_the_graphics_processor_paints_the_same(driver, server):
     """One that is imitated in software: the page itself compares a pattern, of 38 x 32, before it is ready."""
     browser = launched(driver, "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
-    page = browser.new_page()
+    page = new_page(browser)
     page.goto(server)
     if not page.evaluate("async () => Boolean(navigator.gpu && await navigator.gpu.requestAdapter())"):
         browser.close()

@@ -18,6 +18,7 @@ from ganstyle_jax.io import images
 from ganstyle_jax.nn import tiles
 from ganstyle_jax.style import config, gatys, losses, optimise
 
+PATIENCE = 300  # seconds that another thread may take, which may have to compile on a machine that does much else
 TINY = vgg.VGG(((4, 4), (6,), (8,)), padding="reflect")
 CFG = gatys.Config(
     size=32,
@@ -690,18 +691,25 @@ def test_terms_and_the_moment_they_belong_to(params, scene):
 @pytest.mark.parametrize("pictures", [1, 2])
 def test_stopped_from_another_thread_it_is_as_it_is_by_then(params, scene, pictures):
     """Also outside the main thread, and at a size that is not the last."""
-    control, under_way, result = Control(), threading.Event(), []
+    control, under_way, asked, result = Control(), threading.Event(), threading.Event(), []
     shown = []
-    control.listeners += [lambda event: under_way.set(), lambda event: shown.append(event)]
+
+    def hear(event):  # and go on when it has been asked to stop, so that it is not done before
+        shown.append(event)
+        under_way.set()
+        assert asked.wait(PATIENCE)
+
+    control.listeners.append(hear)
     work = functools.partial(stylize_under, control, params, scene)
     if pictures > 1:
         jobs = [gatys.Job(scene[0], [scene[1]]), gatys.Job(scene[0], [-scene[1]])]
         work = functools.partial(gatys.stylize_many, jax.random.key(0), jobs, SLOW, TINY, params, control=control)
     thread = threading.Thread(target=lambda: result.append(work()))
     thread.start()
-    assert under_way.wait(120)
+    assert under_way.wait(PATIENCE)
     control.stop()
-    thread.join(120)
+    asked.set()
+    thread.join(PATIENCE)
     assert not thread.is_alive() and isinstance(shown[-1], Done) and shown[-1].stopped
     made = result[0] if pictures > 1 else result
     last = next(event for event in reversed(shown) if isinstance(event, Pictures)).pictures
@@ -725,11 +733,11 @@ def test_paused_it_waits_and_then_is_what_it_would_have_been(params, scene):
     control.listeners.append(hear)
     thread = threading.Thread(target=lambda: result.append(stylize_under(control, params, scene, cfg)))
     thread.start()
-    assert reached.wait(120)
+    assert reached.wait(PATIENCE)
     thread.join(0.5)
     assert thread.is_alive() and len(heard) == 3  # nothing since
     control.go_on()
-    thread.join(120)
+    thread.join(PATIENCE)
     assert heard[-1] == Done(12, False)
     np.testing.assert_array_equal(result[0], expected)
 
@@ -751,7 +759,7 @@ def test_stop_ends_a_pause(params, scene):
     thread.join(0.5)
     assert thread.is_alive()
     control.stop()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 

@@ -14,6 +14,8 @@ import pytest
 from ganstyle_jax.io.files import UserError, atomic_path
 from ganstyle_jax.loop import devices, lock
 
+PATIENCE = 120  # seconds that another thread may take on a machine that does much else
+
 HOLD = """
 import sys
 from ganstyle_jax.loop import lock
@@ -88,7 +90,7 @@ def test_a_number_given_to_a_later_process_is_a_dead_owner(tmp_path):
 
 
 def test_an_owner_on_another_machine_is_known_by_its_heart(tmp_path):
-    left_by(tmp_path, age=30)
+    left_by(tmp_path, age=5)
     with pytest.raises(UserError, match=r"process 42 on node7 since 2026-01-01.*try again in \d+ s"):
         lock.held(tmp_path).__enter__()
     left_by(tmp_path, age=90)
@@ -134,14 +136,14 @@ def test_one_of_many_takes_over(tmp_path, dead_claims):
             try:
                 with lock.held(tmp_path):
                     won.append(json.loads((tmp_path / "lock.json").read_text())["token"])
-                    ended.wait(30)
+                    ended.wait(PATIENCE)
             except UserError:
                 refused.append(1)
 
         threads = [threading.Thread(target=contend) for _ in range(12)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while len(won) + len(refused) < 12 and time.monotonic() < deadline:
             time.sleep(0.002)
         assert len(won) == 1 and len(refused) == 11
@@ -155,7 +157,7 @@ def test_one_of_many_takes_over(tmp_path, dead_claims):
 def test_heartbeat_renews(tmp_path):
     with lock.held(tmp_path, heartbeat=0.01):
         os.utime(tmp_path / "lock.json", (1, 1))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while os.stat(tmp_path / "lock.json").st_mtime == 1:
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -169,7 +171,7 @@ def test_a_lost_lock_stops_the_work(tmp_path, capsys, how):
             (tmp_path / "lock.json").unlink()
         else:
             left_by(tmp_path)
-        assert lost.wait(10)
+        assert lost.wait(PATIENCE)
     said = capsys.readouterr().err
     assert ("its lock is gone" if how == "removed" else "in use by process 42 on node7") in said
     assert said.count("\n") == 1
@@ -206,7 +208,7 @@ def test_a_heartbeat_that_fails_is_told_of_once_and_the_work_goes_on(tmp_path, c
             raise OSError(116, "Stale file handle")
 
         monkeypatch.setattr(os, "utime", refuse)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while len(seen) < 3 and time.monotonic() < deadline:
             time.sleep(0.005)
     assert len(seen) >= 3 and not lost.is_set()

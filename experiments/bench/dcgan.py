@@ -461,7 +461,7 @@ def measure(bench: Bench) -> dict:
             worker = stack.enter_context(Worker(mode, bench))
             seconds = worker("warm_up")["compile_seconds"]
             versions[mode] = worker.about.pop("versions")
-            contestants[mode] = worker.about | {"compile_seconds": round(seconds, 3)}
+            contestants[mode] = worker.about | {"compile_seconds": machine.seconds(seconds)}
             workers[mode] = worker
 
         start(machine.OURS)

@@ -547,7 +547,7 @@ def measure(bench: Bench, size: int, ours: Side, theirs: Side) -> dict:
     for name in (machine.OURS, *bench.torch_names):
         side = ours if name == machine.OURS else theirs
         try:
-            contestants[name] = {"compile_seconds": round(side.run(name, 1), 3)}
+            contestants[name] = {"compile_seconds": machine.seconds(side.run(name, 1))}
         except UserError as error:
             if name == machine.OURS or name.startswith("eager"):
                 raise

@@ -76,6 +76,21 @@ def commit() -> str | None:
     return _output(["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty"]) or None
 
 
+def seconds(duration: float) -> float:
+    """A duration for a record, to four digits: so nothing is so short that it is told as 0."""
+    return float(f"{duration:.4g}")
+
+
+def peak_bytes() -> int:
+    """What this process had at most in memory so far."""
+    try:  # what getrusage says counts, on Linux, the process that started this one
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def versions(packages: Sequence[str]) -> dict[str, str | None]:
     """Versions of Python and of the packages in this interpreter, None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}

@@ -128,12 +128,13 @@ def _run(method: Method, cfg: Any, data: Any, loop: Loop, control: Control, star
     assess = None
     if loop.evaluate_every:
         assess = evaluate.in_training(method, cfg, given, loop.evaluation, mesh, constants, control)
-    if processes.is_first():
-        runs.write(run_dir, method, description)
-        runs.record_changes(run_dir, step, changes)
     program = Program(method, cfg, loop, constants, feed, advance, assess)
-    with heeding_signals(control), told(loop, step, started, control):
-        return Training(program, checkpoints, control, step, state, started).run()
+    with heeding_signals(control):  # from before there is a run, so that whoever sees it may signal
+        if processes.is_first():
+            runs.write(run_dir, method, description)
+            runs.record_changes(run_dir, step, changes)
+        with told(loop, step, started, control):
+            return Training(program, checkpoints, control, step, state, started).run()
 
 
 def folder_of(loop: Loop) -> Path:
