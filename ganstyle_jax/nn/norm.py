@@ -51,7 +51,9 @@ def instance_norm(
 ) -> jax.Array:
     """Each picture's channels to mean shift and deviation scale: (b, h, w, c), (b, c), (b, c) -> (b, h, w, c).
 
-    Scale and shift are of any shape that broadcasts to (b, c), by default 1 and 0. Ulyanov et al. 2016 (arXiv:1607.08022), eq. 4: statistics over rows and columns, the variance biased, as PyTorch's
+    Scale and shift are of any shape that broadcasts to (b, c), by default 1 and 0.
+
+    Ulyanov et al. 2016 (arXiv:1607.08022), eq. 4: statistics over rows and columns, the variance biased, as PyTorch's
     InstanceNorm2d has it; taken in at least float32 and in two passes.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -17,7 +17,7 @@ before it, whose gradient would be rounding errors; a file's may be left in or o
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -75,19 +75,20 @@ class ResNetGenerator:
     All but the last are followed by instance normalisation and ReLU; a block is two 3x3 convolutions, without the
     second ReLU, and adds its input. Hashable, so static for `jit`; its weights are a tree of arrays, see `init`.
 
-    Padding as in the common implementation: 7x7 by reflection, down2 and down3 with zeros, blocks as `padding` says.
+    Padding as in the common implementation: 7x7 as `ends` says, down2 and down3 with zeros, blocks as `padding` says.
     """
 
     width: int = 64  # channels at full size; twice as many at half of it, four times at a quarter
     blocks: int = 9  # residual blocks; 6 for pictures of 128 pixels
     upsampling: Upsampling = "transposed"  # as in the paper; "nearest": before a 3x3 convolution, no checkerboards
     padding: Padding = "reflect"  # of the blocks
+    ends: Padding = "reflect"  # of the 7x7 convolutions; "zero": as in the common implementation's first versions
     affine: bool = False  # scales and shifts of the normalisations
     channels: int = 3  # of the pictures that come out
     inputs: int = 3  # of those that go in
 
     def __post_init__(self):
-        choices = {"upsampling": get_args(Upsampling), "padding": get_args(Padding)}
+        choices = {"upsampling": get_args(Upsampling), "padding": get_args(Padding), "ends": get_args(Padding)}
         _checked(self, ("width", "channels", "inputs"), choices)
         if self.blocks < 0:
             raise ValueError(f"blocks must not be negative, got {self.blocks}")
@@ -147,7 +148,7 @@ class ResNetGenerator:
         """
         x = fitted(images, self.multiple).astype(params["out"]["kernel"].dtype)
         found = {"pixels": x}
-        x = jax.nn.relu(_normal(same(x, params["down1"]["kernel"]), params["down1"]))
+        x = jax.nn.relu(_normal(same(x, params["down1"]["kernel"], self.ends), params["down1"]))
         for name in ("down2", "down3"):
             x = found[name] = _biased(reduce(x, params[name]["kernel"], "zero"), params[name])
             x = jax.nn.relu(_normal(x, params[name]))
@@ -163,7 +164,7 @@ class ResNetGenerator:
         up = {"nearest": enlarge, "transposed": transposed}[self.upsampling]
         for name in ("up1", "up2"):
             x = jax.nn.relu(_normal(up(x, params[name]["kernel"]), params[name]))
-        return jnp.tanh(_biased(same(x, params["out"]["kernel"]), params["out"]))
+        return jnp.tanh(_biased(same(x, params["out"]["kernel"], self.ends), params["out"]))
 
 
 @dataclasses.dataclass(frozen=True)
