@@ -6,6 +6,7 @@ TRAINED = {
     "fast-style": "ganstyle_jax.style.fast_style",
     "adain": "ganstyle_jax.style.adain",
     "super-resolution": "ganstyle_jax.restore.super_resolution",
+    "cyclegan": "ganstyle_jax.gan.cyclegan",
 }
 # Those that optimise a picture instead.
 OPTIMISED = {"gatys": "ganstyle_jax.style.gatys"}
