@@ -20,4 +20,5 @@ CONVERTERS = {
     "dcgan": "ganstyle_jax.gan.convert",
     "fast-style": "ganstyle_jax.style.fast_style_files",
     "adain": "ganstyle_jax.style.adain_files",
+    "cyclegan": "ganstyle_jax.gan.cyclegan_files",
 }

@@ -91,7 +91,7 @@ def _read_file(path: Path, most: int | None) -> bytes:
 def zipped(path: Path, inner: str, image_size: Size, channels: int | None) -> Source:
     """All images of a zip archive, or of one of its folders."""
     members, passed_over = in_zip(path)
-    return _source(path, members, inner, functools.partial(_read_zip_member, path), passed_over, image_size, channels)
+    return _source(path, members, inner, functools.partial(read_zip_member, path), passed_over, image_size, channels)
 
 
 def in_zip(path: Path) -> tuple[dict[str, Any], collections.Counter[str]]:
@@ -116,7 +116,7 @@ def in_zip(path: Path) -> tuple[dict[str, Any], collections.Counter[str]]:
     return members, passed_over
 
 
-def _read_zip_member(path: Path, location: tuple[int, int, int, int, int], most: int | None) -> bytes:
+def read_zip_member(path: Path, location: tuple[int, int, int, int, int], most: int | None) -> bytes:
     """One member, through a file opened for it.
 
     A ZipFile has one position and one lock for all threads, and one for each thread would read the directory again.
