@@ -344,7 +344,7 @@ def cycle_step(state: State, real: Mapping[str, jax.Array], key: jax.Array, cfg:
 
     (total, (fake, terms)), gradients = jax.value_and_grad(gen_loss, has_aux=True)(gens)
     history, shown = dict(state.history), dict(fake)
-    for i, x in enumerate(history):
+    for i, x in enumerate(OTHER if history else ()):
         history[x], shown[x] = remember(state.history[x], fake[x], jax.random.fold_in(key, i), axis_name)
 
     def disc_loss(discs):
