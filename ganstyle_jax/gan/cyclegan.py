@@ -181,7 +181,7 @@ def optimizer(cfg: Config) -> optax.GradientTransformation:
     """Adam; the learning rate is constant over half of the steps and falls to 0 over the other (section 7.1)."""
 
     def rate(step):
-        return cfg.learning_rate * jnp.clip(2 - 2 * step / cfg.total_steps, 0, 1)
+        return cfg.learning_rate * jnp.clip(2 - 2 / cfg.total_steps * step, 0, 1)
 
     return optax.adam(rate if cfg.total_steps else cfg.learning_rate, cfg.beta1, cfg.beta2)
 
