@@ -164,3 +164,147 @@ def nchw(images):
 
 def nhwc(x):
     return x.detach().permute(0, 2, 3, 1).numpy()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training, with draws that are given
+
+
+class ImagePool:
+    """The common implementation's, whose draws are given: whether to swap, and with which."""
+
+    def __init__(self, size):
+        self.size, self.images = size, []
+
+    def query(self, images, swaps, places):
+        shown = []
+        for image, swap, place in zip(images.detach(), swaps, places, strict=True):
+            if len(self.images) < self.size:
+                self.images.append(image)
+                shown.append(image)
+            elif swap:
+                shown.append(self.images[place].clone())
+                self.images[place] = image
+            else:
+                shown.append(image)
+        return torch.stack(shown)
+
+
+def adam(*nets, rate):
+    return torch.optim.Adam([p for net in nets for p in net.parameters()], lr=rate, betas=(0.5, 0.999))
+
+
+def gan_loss(logits, real, kind, of_generator=False):
+    """GANLoss, and the hinge, of the discriminator unless it is the generator's."""
+    if kind == "least_squares":
+        return F.mse_loss(logits, torch.full_like(logits, float(real)))
+    if kind == "non_saturating":
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+    return -logits.mean() if of_generator else F.relu(1 - logits if real else 1 + logits).mean()
+
+
+def discriminator_step(net, optimizer, real, fake, kind):
+    loss = (gan_loss(net(real), True, kind) + gan_loss(net(fake.detach()), False, kind)) / 2
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def cyclegan_step(nets, optimizers, pools, real, draws, kind="least_squares", cycle=10.0, identity=0.5):
+    """nets: {"a2b", "b2a", "disc_a", "disc_b"}; optimizers: {"gen", "disc_a", "disc_b"}; draws: {"a", "b"} of pools."""
+    fake = {"b": nets["a2b"](real["a"]), "a": nets["b2a"](real["b"])}
+    back = {"a": nets["b2a"](fake["b"]), "b": nets["a2b"](fake["a"])}
+    same = {"a": nets["b2a"](real["a"]), "b": nets["a2b"](real["b"])}
+    terms = {
+        "adversarial": sum(gan_loss(nets[f"disc_{x}"](fake[x]), True, kind, True) for x in "ab"),
+        "cycle": sum(F.l1_loss(back[x], real[x]) for x in "ab"),
+        "identity": sum(F.l1_loss(same[x], real[x]) for x in "ab"),
+    }
+    loss = terms["adversarial"] + cycle * (terms["cycle"] + identity * terms["identity"])
+    optimizers["gen"].zero_grad()
+    loss.backward()
+    optimizers["gen"].step()
+    of = {"gen": loss.item()} | {name: term.item() for name, term in terms.items()}
+    for x in "ab":
+        shown = pools[x].query(fake[x], *draws[x])
+        of[f"disc_{x}"] = discriminator_step(nets[f"disc_{x}"], optimizers[f"disc_{x}"], real[x], shown, kind)
+    return of
+
+
+def pix2pix_step(generator, judge, optimizers, real, masks, l1=100.0, kind="least_squares"):
+    """masks: of the generator's blocks, by their level; real: {"from", "to"}."""
+    for level, block in enumerate(levels(generator), start=1):
+        block.mask = masks.get(level)
+    fake = generator(real["from"])
+    of_disc = discriminator_step(
+        judge, optimizers["disc"], *(torch.cat([real["from"], x], 1) for x in (real["to"], fake)), kind
+    )
+    adversarial = gan_loss(judge(torch.cat([real["from"], fake], 1)), True, kind, True)
+    loss = adversarial + l1 * F.l1_loss(fake, real["to"])
+    optimizers["gen"].zero_grad()
+    loss.backward()
+    optimizers["gen"].step()
+    return {"gen": loss.item(), "adversarial": adversarial.item(), "disc": of_disc}
+
+
+def head(weights):
+    """PatchSampleF's two layers."""
+    (before, width), double = weights["first"]["kernel"].shape, torch.float64
+    net = nn.Sequential(nn.Linear(before, width, dtype=double), nn.ReLU(), nn.Linear(width, width, dtype=double))
+    with torch.no_grad():
+        for part, name in ((net[0], "first"), (net[2], "second")):
+            part.weight.copy_(torch.tensor(np.array(weights[name]["kernel"]).T))
+            part.bias.copy_(torch.tensor(np.array(weights[name]["bias"])))
+    return net
+
+
+def encoder_features(generator, x, blocks):
+    """CUT's: pixels, both convolutions that halve, the first block and the fifth."""
+    found = {"pixels": x}
+    names = {4: "down2", 7: "down3"} | {9 + i: f"block{i}" for i in range(1, blocks + 1)}
+    for i, part in enumerate(generator):
+        x = part(x)
+        if i in names:
+            found[names[i]] = x
+    return found
+
+
+def patch_nce(heads, queries, keys, places, temperature):
+    """PatchNCELoss of each layer, with places given: the mean over layers and pictures."""
+    total = 0
+    for layer, net in heads.items():
+
+        def pool(features, net=net, layer=layer):
+            x = features[layer].permute(0, 2, 3, 1).flatten(1, 2)[:, places[layer]].flatten(0, 1)
+            x = net(x)
+            return x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-7)
+
+        q, k = pool(queries), pool(keys).detach()
+        b, n = len(queries[layer]), len(places[layer])
+        positive = (q * k).sum(1, keepdim=True)
+        q, k = q.view(b, n, -1), k.view(b, n, -1)
+        negative = torch.bmm(q, k.transpose(2, 1)).masked_fill(torch.eye(n, dtype=torch.bool), -10.0).view(b * n, n)
+        logits = torch.cat([positive, negative], 1) / temperature
+        total = total + F.cross_entropy(logits, torch.zeros(b * n, dtype=torch.long))
+    return total / len(heads)
+
+
+def cut_step(generator, judge, heads, optimizers, real, places, blocks, temperature=0.07, kind="least_squares"):
+    """real: {"from", "to"}. One pass for translation and identity, as CUT has it."""
+    made = generator(torch.cat([real["from"], real["to"]]))
+    fake, same = made.chunk(2)
+    of_disc = discriminator_step(judge, optimizers["disc"], real["to"], fake, kind)
+    adversarial = gan_loss(judge(fake), True, kind, True)
+    pairs = {"nce": (fake, real["from"]), "nce_identity": (same, real["to"])}
+    nce = {
+        name: patch_nce(heads, *(encoder_features(generator, x, blocks) for x in (query, given)), places, temperature)
+        for name, (query, given) in pairs.items()
+    }
+    loss = adversarial + (nce["nce"] + nce["nce_identity"]) / 2
+    optimizers["gen"].zero_grad()
+    loss.backward()
+    optimizers["gen"].step()
+    return {"gen": loss.item(), "adversarial": adversarial.item(), "disc": of_disc} | {
+        name: x.item() for name, x in nce.items()
+    }

@@ -181,7 +181,7 @@ def optimizer(cfg: Config) -> optax.GradientTransformation:
     """Adam; the learning rate is constant over half of the steps and falls to 0 over the other (section 7.1)."""
 
     def rate(step):
-        return cfg.learning_rate * jnp.clip(2 - 2 * step / cfg.total_steps, 0, 1)
+        return cfg.learning_rate * jnp.clip(2 - 2 / cfg.total_steps * step, 0, 1)
 
     return optax.adam(rate if cfg.total_steps else cfg.learning_rate, cfg.beta1, cfg.beta2)
 
@@ -344,7 +344,7 @@ def cycle_step(state: State, real: Mapping[str, jax.Array], key: jax.Array, cfg:
 
     (total, (fake, terms)), gradients = jax.value_and_grad(gen_loss, has_aux=True)(gens)
     history, shown = dict(state.history), dict(fake)
-    for i, x in enumerate(history):
+    for i, x in enumerate(OTHER if history else ()):
         history[x], shown[x] = remember(state.history[x], fake[x], jax.random.fold_in(key, i), axis_name)
 
     def disc_loss(discs):
