@@ -203,6 +203,7 @@ def saved(torch, folder, **files):
     return [folder / f"{name}.pth" for name in files]
 
 
+@pytest.mark.slow
 def test_two_files_become_a_run_of_both_ways(torch, tmp_path):
     import torch_cyclegan_generator as reference
 
@@ -229,6 +230,7 @@ def test_two_files_become_a_run_of_both_ways(torch, tmp_path):
                 np.testing.assert_array_equal(again[part], net.state_dict()[part].numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, settings, way, mode",
     [
