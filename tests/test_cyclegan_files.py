@@ -119,6 +119,13 @@ def test_names_that_wrappers_have_put_before(torch):
     jax.tree.map(np.testing.assert_array_equal, wrapped[1], plain[1])
 
 
+def test_blocks_that_others_call_otherwise(torch):
+    state = state_of(net_of(blocks=2))
+    others = {name.replace("conv_block", "block"): value for name, value in state.items()}
+    assert "model.11.block.5.weight" in others
+    jax.tree.map(np.testing.assert_array_equal, *(cyclegan_files.from_torch(of)[1] for of in (others, state)))
+
+
 def test_half_precision_is_read_as_float32(torch):
     _, params = cyclegan_files.from_torch(state_of(net_of().half()))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}

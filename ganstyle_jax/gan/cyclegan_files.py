@@ -9,7 +9,8 @@ pad with zeros there is no part for that, and all numbers in them are lower; dro
 It takes and gives colours in [-1, 1], as ours does. Normalisation is of each picture by itself, with or without scales
 and shifts. The statistics that some files hold are passed over: the implementation's own test.py does not use them,
 unless it is told to by --eval. Biases before a normalisation have no effect and are not kept, nor is dropout, which
-training alone has. Blocks that repeat their border look like those that reflect it, and are taken for such.
+training alone has. Others who build the same networks call what is in a block "block", which is read too. Blocks that
+repeat their border look like those that reflect it, and are taken for such.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ Generator = ResNetGenerator | UNetGenerator
 Names = dict[str, tuple[str, str | None]]  # of each layer, its convolution's and its normalisation's
 IMPLEMENTATION = "pytorch-CycleGAN-and-pix2pix"
 UNUSED = re.compile(r".*\.(running_mean|running_var|num_batches_tracked)")
+BLOCK = re.compile(r"^(model\.\d+)\.block\.")  # what others who built the same call "conv_block"
 CONV, TRANSPOSED = (3, 2, 0, 1), (2, 3, 0, 1)  # axes of a kernel of ours, as PyTorch orders them
 
 
@@ -97,7 +99,11 @@ def to_torch(params: Mapping[str, Any], generator: Generator) -> StateDict:
 
 def from_torch(state: Mapping[str, np.ndarray]) -> tuple[Generator, Params]:
     """The inverse: the network and its weights, NumPy, float64 where the file is. UserError for another layout."""
-    left = {name: value for name, value in plain_names(state).items() if not UNUSED.fullmatch(name)}
+    left = {
+        BLOCK.sub(r"\1.conv_block.", name): value
+        for name, value in plain_names(state).items()
+        if not UNUSED.fullmatch(name)
+    }
     generator, dropout = _described(left)
     if isinstance(generator, ResNetGenerator):
         what = f"a ResNet generator of width {generator.width} with {generator.blocks} blocks"
@@ -149,7 +155,7 @@ def _at(params: Mapping[str, Any], layer: str) -> Any:
 
 def _kernel(state: Mapping[str, Any], name: str, side: int) -> Any:
     """The kernel of so many pixels that goes by this name, or None."""
-    value = state.get(f"{name}.weight")
+    value: Any = state.get(f"{name}.weight")
     return value if getattr(value, "ndim", 0) == 4 and value.shape[2:] == (side, side) else None
 
 
@@ -170,7 +176,7 @@ def _described(state: Mapping[str, Any]) -> tuple[Generator, bool]:
             f"model.1.weight of 7x7 pixels nor {UNET}.weight of 4x4"
         )
     try:
-        unet = _kernel(state, UNET, 4)
+        unet: Any = _kernel(state, UNET, 4)
         generator, dropout = _resnet_of(state) if unet is None else (_unet_of(state, unet), False)
     except ValueError as error:  # no channels
         raise UserError(f"a generator of this shape is not accepted: {error}") from None
@@ -292,7 +298,7 @@ def import_files(paths: list[Path], out: Path) -> str:
         cfg = config_of(generators[0], tuple(way for way in ("a2b", "b2a") if way in found))
     except UserError as error:
         raise UserError(f"{paths[0]}: {error}") from None
-    state = cyclegan.init(jax.random.key(0), cfg)
+    state: Any = cyclegan.init(jax.random.key(0), cfg)
     weights = {way: jax.tree.map(lambda x: jnp.asarray(x, cfg.dtype), params) for way, (_, params) in found.items()}
     state = state.replace(params=state.params | weights)
     said = "weights of " + " and ".join(path.name for path in paths)
@@ -307,8 +313,11 @@ def import_files(paths: list[Path], out: Path) -> str:
 
 
 def _ways_of(paths: list[Path]) -> dict[cyclegan.Direction, Path]:
-    named = {path: way for path in paths for part, way in (("G_A", "a2b"), ("G_B", "b2a")) if part in path.name}
-    left = [way for way in ("a2b", "b2a") if way not in named.values()]
+    parts: dict[cyclegan.Direction, str] = {"a2b": "G_A", "b2a": "G_B"}
+    named: dict[Path, cyclegan.Direction] = {
+        path: way for path in paths for way, part in parts.items() if part in path.name
+    }
+    left: list[cyclegan.Direction] = [way for way in parts if way not in named.values()]
     ways: dict[cyclegan.Direction, Path] = {}
     for path in paths:
         way = named[path] if path in named else left.pop(0)
