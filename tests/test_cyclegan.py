@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ganstyle_jax import contract
+import ganstyle_jax
+from ganstyle_jax import cli, contract
 from ganstyle_jax.gan import cyclegan
 from ganstyle_jax.io.files import UserError
+from ganstyle_jax.io.images import save_png, to_uint8
+from ganstyle_jax.io.pictures import read_picture
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -337,6 +340,24 @@ def test_a_users_pictures_go_either_way():
     assert list(method.requests_of(pictures, PAIRED)) == ["b"]
     with pytest.raises(UserError, match="--direction must be b2a, the only way that this run goes, got a2b"):
         method.requests_of(pictures, PAIRED, cyclegan.ApplySettings("a2b"))
+
+
+@pytest.mark.slow
+def test_a_run_translates_either_way(pictures, home, tmp_path):
+    """Through the commands: trained on two sets, applied to a picture of any size."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    flags += [f"--run-dir={tmp_path / 'run'}", "--steps=1", "--batch-size=2", "--devices=1"]
+    cli.main(["train", "cyclegan", "--data", f"a={pictures}", f"b={pictures}", *flags])
+    save_png(tmp_path / "photo.png", to_uint8(noise(0, 19, 26, 3)))
+    run, photo = ganstyle_jax.load(tmp_path / "run"), read_picture(tmp_path / "photo.png")[None]
+    for direction, title in (("a2b", "a to b"), ("b2a", "b to a")):
+        made = tmp_path / f"{direction}.png"
+        cli.main(
+            ["apply", str(tmp_path / "run"), str(tmp_path / "photo.png"), "--direction", direction, "-o", str(made)]
+        )
+        drawn = run.draw({direction[0]: photo}, 1)
+        assert list(drawn) == [direction[0], title]
+        np.testing.assert_allclose(to_uint8(read_picture(made)), to_uint8(drawn[title][0]), atol=1)
 
 
 def test_an_average_of_generators():

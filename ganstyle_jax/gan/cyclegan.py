@@ -194,6 +194,9 @@ def init(key: jax.Array, cfg: Config) -> State:
         name: network.init(jax.random.fold_in(key, i), cfg.dtype) for i, (name, network) in enumerate(networks.items())
     }
     if cfg.mode == "contrastive":
+        for layer in ("down2", "down3"):  # which are compared before their normalisation takes a bias away
+            weights = params[cfg.direction][layer]
+            weights["bias"] = jnp.zeros(weights["kernel"].shape[3], cfg.dtype)
         keys = jax.random.split(jax.random.fold_in(key, len(networks)), 8)
         params["heads"] = {
             layer: _head(key_head, channels, cfg)
