@@ -97,8 +97,11 @@ def to_torch(params: Mapping[str, Any], generator: Generator) -> StateDict:
     return state
 
 
-def from_torch(state: Mapping[str, np.ndarray]) -> tuple[Generator, Params]:
-    """The inverse: the network and its weights, NumPy, float64 where the file is. UserError for another layout."""
+def from_torch(state: Mapping[str, np.ndarray], silent: bool = False) -> tuple[Generator, Params]:
+    """The inverse: the network and its weights, NumPy, float64 where the file is. UserError for another layout.
+
+    silent: keep biases without effect too, which CUT compares two layers with.
+    """
     left = {
         BLOCK.sub(r"\1.conv_block.", name): value
         for name, value in plain_names(state).items()
@@ -126,9 +129,9 @@ def from_torch(state: Mapping[str, np.ndarray]) -> tuple[Generator, Params]:
         kernel = take(f"{conv}.weight", tuple(shape[axis] for axis in _axes(layer)))
         weights = {"kernel": np.ascontiguousarray(kernel.transpose(np.argsort(_axes(layer))))}
         bias = take(f"{conv}.bias", shape[3:])
-        if norm is None:
+        if norm is None or silent:
             weights["bias"] = bias
-        elif generator.affine:
+        if norm is not None and generator.affine:
             weights |= {"scale": take(f"{norm}.weight", shape[3:]), "shift": take(f"{norm}.bias", shape[3:])}
         block, _, half = layer.partition("/")
         if half:
@@ -237,12 +240,12 @@ def recognises(paths: list[Path]) -> bool:
 
 
 def read(path: Path) -> tuple[Generator, Params]:
-    """The generator in a .pth or .safetensors file; UserError. Nothing that the file contains is executed."""
+    """The generator in a .pth or .safetensors file, with all of its biases; UserError. Nothing in it is executed."""
     found = [state for state in array_files.read(path).dicts.values() if is_generator(state)]
     if len(found) != 1:
         raise UserError(f"{path} holds {len(found)} generators of {IMPLEMENTATION}: give a file of one")
     try:
-        return from_torch(found[0])
+        return from_torch(found[0], silent=True)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -299,7 +302,7 @@ def import_files(paths: list[Path], out: Path) -> str:
     except UserError as error:
         raise UserError(f"{paths[0]}: {error}") from None
     state: Any = cyclegan.init(jax.random.key(0), cfg)
-    weights = {way: jax.tree.map(lambda x: jnp.asarray(x, cfg.dtype), params) for way, (_, params) in found.items()}
+    weights = {way: _as(state.params[way], params) for way, (_, params) in found.items()}
     state = state.replace(params=state.params | weights)
     said = "weights of " + " and ".join(path.name for path in paths)
     runs.write(out, cyclegan, runs.describe(cyclegan, cfg, said, Loop(run_dir=out)))
@@ -310,6 +313,13 @@ def import_files(paths: list[Path], out: Path) -> str:
     each = " and ".join(f"{way} of {path.name}" for way, path in sorted(ways.items()))
     one = "" if len(ways) == 2 else f", the mode {cfg.mode}, which has no other"
     return f"{each} ({kind}, width {cfg.width}{one}) in the run folder {out}: ganstyle apply {out} PICTURE"
+
+
+def _as(like: Any, params: Any) -> Any:
+    """What a run keeps of them: as the tree `like` is, of its dtype."""
+    if isinstance(like, Mapping):
+        return {name: _as(part, params[name]) for name, part in like.items()}
+    return jnp.asarray(params, like.dtype)
 
 
 def _ways_of(paths: list[Path]) -> dict[cyclegan.Direction, Path]:
