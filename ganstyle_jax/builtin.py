@@ -6,6 +6,7 @@ TRAINED = {
     "fast-style": "ganstyle_jax.style.fast_style",
     "adain": "ganstyle_jax.style.adain",
     "super-resolution": "ganstyle_jax.restore.super_resolution",
+    "cyclegan": "ganstyle_jax.gan.cyclegan",
 }
 # Those that optimise a picture instead.
 OPTIMISED = {"gatys": "ganstyle_jax.style.gatys"}
@@ -19,4 +20,5 @@ CONVERTERS = {
     "dcgan": "ganstyle_jax.gan.convert",
     "fast-style": "ganstyle_jax.style.fast_style_files",
     "adain": "ganstyle_jax.style.adain_files",
+    "cyclegan": "ganstyle_jax.gan.cyclegan_files",
 }

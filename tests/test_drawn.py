@@ -179,3 +179,33 @@ def test_a_run_with_several_sources_is_compared_with_the_one_that_is_judged(herd
     assert in_training["protocol"] == kept["protocol"] and in_training["metrics"] == pytest.approx(kept["metrics"])
     other = measure.run(tmp_path, measure.Options(reference=herd["horses"]), chosen)
     assert other["protocol"]["real"]["source"] == "horses.npz"
+
+
+def test_a_run_is_measured_on_pictures_that_it_did_not_learn_from(herd, mine, tmp_path, monkeypatch):
+    """`--data pair.zip/test`, or each source by its name: what is painted and what it is compared with."""
+    constants = judged_translator.constants(HORSES)
+    state = judged_translator.init(jax.random.key(0), HORSES, constants)
+    loaded = types.SimpleNamespace(
+        **{"method": contract.of(judged_translator), "cfg": HORSES, "state": state, "step": 12, "data": herd},
+        constants=constants,
+    )
+    monkeypatch.setattr(runs, "load", lambda run_dir, step, **overrides: loaded)
+    (tmp_path / "run.json").write_text("{}")
+    rng = np.random.default_rng(1)
+    for side, low in (("A", 0), ("B", 128)):
+        for i in range(3 + (side == "B")):
+            picture = rng.integers(low, low + 127, (16, 16, 3), np.uint8)
+            drawn.images.save_png(tmp_path / "pair" / f"test{side}" / f"{i}.png", picture)
+    chosen = evaluate.Settings(("fid",), mine, count=30, real_count=60)
+    record = measure.run(tmp_path, measure.Options(data=(f"{tmp_path}/pair/test",)), chosen)
+    said = record["protocol"]
+    assert (said["real"]["source"], said["real"]["count"], said["fake"]["count"]) == ("testB", 4, 3)
+    assert said["fake"]["examples"] == {"horses": "testA"}
+    named = (f"horses={tmp_path}/pair/testA", f"zebras={tmp_path}/pair/testB")
+    assert measure.run(tmp_path, measure.Options(data=named), chosen)["metrics"] == record["metrics"]
+    other = measure.run(tmp_path, measure.Options(data=named, reference=herd["zebras"]), chosen)
+    assert other["protocol"]["real"]["source"] == "zebras.npz"
+    with pytest.raises(UserError, match=r"give --data horses=SOURCE zebras=SOURCE, or one .* got testA"):
+        measure.run(tmp_path, measure.Options(data=("testA",)), chosen)
+    with pytest.raises(UserError, match=r"--data is for a run, and .*testA is none"):
+        measure.run(tmp_path / "pair/testA", measure.Options(data=named, reference="x"), chosen)

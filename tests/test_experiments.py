@@ -81,7 +81,92 @@ def test_adain_trains_on_two_sources(zipped, tmp_path, capsys, monkeypatch):
     assert "2 steps done" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["mnist", "flowers", "lfw", "cifar10", "celeba", "adain"])
+@pytest.fixture(scope="module")
+def pair(zipped, tmp_path_factory) -> Path:
+    """The pictures in two halves, as experiments/split_pair.py sets some of them apart for tests."""
+    out = tmp_path_factory.mktemp("pair") / "pair.zip"
+    counts = load_script("split_pair").main(Path(f"{zipped}/class0"), Path(f"{zipped}/class1"), out, every=4)
+    assert counts == {"trainA": 9, "testA": 3, "trainB": 9, "testB": 3}
+    return out
+
+
+def test_a_pair_is_split_by_names(zipped, pair, tmp_path):
+    script = load_script("split_pair")
+    with zipfile.ZipFile(zipped) as before, zipfile.ZipFile(pair) as after:
+        names = sorted(after.namelist())
+        assert names[:4] == ["testA/006.png", "testA/014.png", "testA/022.png", "testB/007.png"]
+        assert after.read("testA/006.png") == before.read("class0/006.png")
+        before.extractall(tmp_path / "folder")
+    script.main(tmp_path / "folder/class0", tmp_path / "folder/class1", tmp_path / "again.zip", every=4)
+    assert (tmp_path / "again.zip").read_bytes() == pair.read_bytes()
+    with pytest.raises(UserError, match="--every must be at least 2, got 1"):
+        script.main(tmp_path, tmp_path, tmp_path / "no.zip", every=1)
+    with pytest.raises(UserError, match=r"class0 has 12 pictures, and one of 20 is for tests: give more"):
+        script.main(tmp_path / "folder/class0", tmp_path, tmp_path / "no.zip", every=20)
+    with pytest.raises(UserError, match=r"nowhere is no folder and no \.zip"):
+        script.main(tmp_path / "nowhere", tmp_path, tmp_path / "no.zip")
+    assert not (tmp_path / "no.zip").exists()
+
+
+@pytest.mark.slow
+def test_a_translator_trains_and_is_measured_on_test_pictures(quick_compile, pair, tmp_path, capsys, monkeypatch):
+    path, script = str(EXPERIMENTS / "cyclegan.py"), load_script("cyclegan")
+    tiny = ["--image-size=20", "--crop=16", "--width=2", "--blocks=1", "--discriminator-width=2", "--history=2"]
+    tiny += ["--discriminator-halvings=1", "--batch-size=2", "--steps=2", "--devices=1"]
+    monkeypatch.setattr(sys, "argv", [path, f"--data={pair}", f"--run-dir={tmp_path / 'run'}", *tiny])
+    runpy.run_path(path, run_name="__main__")
+    run = ganstyle_jax.load(tmp_path / "run")
+    assert run.step == 2 and run.cfg.cycle_weight == script.CONFIG.cycle_weight and run.cfg.total_steps == script.STEPS
+    assert run.data == {"a": f"{pair}/trainA", "b": f"{pair}/trainB"}
+    judge = load_script("translation_distance")
+    network = vgg.VGG(((3,), (5,)))
+    weights.write(tmp_path / "tiny.safetensors", network, network.init(jax.random.key(0)))
+    settings = judge.Settings(
+        (tmp_path / "run",),
+        (f"{pair}/test",),
+        str(tmp_path / "tiny.safetensors"),
+        layers=("relu2_1", "relu1_1"),
+        json=tmp_path / "record.json",
+    )
+    judge.main(settings)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert str(tmp_path) not in json.dumps(record["features"]) and record["quoted"] == "relu2_1"
+    rows = {row["direction"]: row for row in record["rows"]}
+    assert set(rows) == {"a2b", "b2a"}
+    for way, row in rows.items():
+        assert (row["source_count"], row["target_count"], row["step"]) == (3, 3, 2)
+        of = row["layers"]["relu2_1"]
+        assert of["reduction"] == pytest.approx(1 - of["translated"] / of["source"]) and of["floor"] > 0
+        assert 0 < row["cycle"] < 2 and 0 < row["identity"] < 2 and f"colours/{way}" in row
+        assert (tmp_path / "run/translation_distance" / f"000002_{way}.png").is_file()
+    assert rows["a2b"]["layers"]["relu1_1"]["source"] == pytest.approx(rows["b2a"]["layers"]["relu1_1"]["source"])
+    assert "| run | 2 | a2b | relu2_1 |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="give runs, test pictures by --data, and --layers"):
+        judge.Settings((), (f"{pair}/test",))
+
+
+def test_distances_of_translations_are_those_of_their_features():
+    """Nothing done: no reduction; the target itself: all of it. Of 8 bits, as a saved picture has them."""
+    script = load_script("translation_distance")
+    network = vgg.VGG(((3,),))
+    judge = dataclasses.replace(
+        script.networks.feature_network("compact:relu1_1", "none"),
+        params=network.init(jax.random.key(0)),
+        function=lambda params, images: (images.mean((1, 2)), None),
+        dim=3,
+    )
+    rng = np.random.default_rng(0)
+    source, target = (rng.uniform(low, low + 1, (12, 4, 4, 3)).astype(np.float32) for low in (-1, 0))
+    nothing = script.distances(judge, source, source, target, None)
+    assert nothing["reduction"] == pytest.approx(0, abs=1e-9) and nothing["floor"] is None
+    everything = script.distances(judge, source, target + 0.001, target, source)  # less than half a level of 8 bits
+    assert everything["reduction"] > 0.999 and everything["floor"] == pytest.approx(everything["source"])
+    means = [np.round((x + 1) * 127.5).mean((1, 2)) / 127.5 - 1 for x in (source, target)]
+    apart = np.sum((means[0].mean(0) - means[1].mean(0)) ** 2)
+    assert nothing["source"] == pytest.approx(apart, rel=0.2)  # most of it is between the means
+
+
+@pytest.mark.parametrize("name", ["mnist", "flowers", "lfw", "cifar10", "celeba", "adain", "cyclegan"])
 def test_docstring_says_what_a_reader_needs(name):
     doc = load_script(name).__doc__ or ""
     for part in ("Paper: ", "Data: ", "Hardware and time: ", "Expected: ", "Command: python experiments/"):

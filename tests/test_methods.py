@@ -21,7 +21,7 @@ import small_wgan
 
 from ganstyle_jax import contract
 from ganstyle_jax.data import Source
-from ganstyle_jax.gan import dcgan
+from ganstyle_jax.gan import cyclegan, dcgan
 from ganstyle_jax.loop import sources, step, train
 from ganstyle_jax.loop.checkpoints import digest
 from ganstyle_jax.loop.feed import Feed
@@ -40,6 +40,7 @@ FAST_STYLE = fast_style.Config(
     content_layer="relu2_1",
     style_layers=("relu1_1", "relu2_1"),
 )
+TRANSLATION = dict(image_size=18, crop=16, width=2, blocks=1, discriminator_width=2, discriminator_halvings=2)
 ALL_AT_ONCE = dict(discriminator_steps=2, gradient_penalty=1.0, clip_norm=1.0, augment="color", instance_noise=0.1)
 TINY_METHODS = [
     pytest.param(dcgan, dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4), id="dcgan"),
@@ -47,6 +48,9 @@ TINY_METHODS = [
     pytest.param(adain, adain.Config(24, 16, small_encoder.path(), ema_halflife_images=50.0), id="adain"),
     pytest.param(small_wgan, small_wgan.Config(channels=3, width=8, latent_dim=4), id="wgan"),
     pytest.param(small_translator, small_translator.Config(width=4, history=20), id="translator"),
+    pytest.param(cyclegan, cyclegan.Config(**TRANSLATION, history=20, ema_halflife_images=50.0), id="cyclegan"),
+    pytest.param(cyclegan, cyclegan.Config(**TRANSLATION, mode="paired"), id="cyclegan-paired"),
+    pytest.param(cyclegan, cyclegan.Config(**TRANSLATION, mode="contrastive", nce_width=8), id="cyclegan-contrastive"),
     pytest.param(small_stylizer, small_stylizer.Config(), id="stylizer"),
     pytest.param(fast_style, FAST_STYLE, id="fast-style"),
     pytest.param(small_prior, small_prior.Config(width=4), id="prior"),

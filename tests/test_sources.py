@@ -1,5 +1,8 @@
 """What `--data` names: one source or several, each with an order of its own."""
 
+import tarfile
+import zipfile
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import small_wgan
 
 from ganstyle_jax import contract
 from ganstyle_jax.data import Source
+from ganstyle_jax.io import images
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.loop import sources
 from ganstyle_jax.loop.feed import Feed
@@ -38,7 +42,8 @@ def test_words_of_the_command_line(words, method, expected):
     "words, method, message",
     [
         (["a=x", "a=y"], TRANSLATOR, "names a source twice: a=x a=y"),
-        (["a=x", "c=y"], TRANSLATOR, "give --data a=SOURCE b=SOURCE, got --data a=x c=y"),
+        (["a=x", "c=y"], TRANSLATOR, "give --data a=SOURCE b=SOURCE, or one folder or archive that has trainA"),
+        (["a=x", "c=y"], TRANSLATOR, "trainB, got --data a=x c=y"),
         (["x", "y"], WGAN, "give --data SOURCE, got --data x y"),
         (["x", "y"], PRIOR, "needs no data, got --data x y"),
         (["pics=photos"], WGAN, "give --data SOURCE, got --data pics=photos"),
@@ -54,8 +59,17 @@ def test_words_that_name_no_sources(words, method, message):
     "given, method, message",
     [
         (None, WGAN, "learns from one set of pictures: give --data SOURCE, got none"),
-        ("photos", TRANSLATOR, "learns from 2 sets of pictures: give --data a=SOURCE b=SOURCE, got photos"),
-        ({"a": "x"}, TRANSLATOR, "give --data a=SOURCE b=SOURCE, got a"),
+        (
+            "photos",
+            TRANSLATOR,
+            "learns from 2 sets of pictures: give --data a=SOURCE b=SOURCE, or one folder or archive that has trainA "
+            "and trainB, got photos",
+        ),
+        (
+            {"a": "x"},
+            TRANSLATOR,
+            "give --data a=SOURCE b=SOURCE, or one folder or archive that has trainA and trainB, got",
+        ),
         ({"a": "x", "b": "y", "c": "z"}, TRANSLATOR, "got a, b, c"),
         ("photos", PRIOR, "needs no data, got photos"),
     ],
@@ -70,6 +84,114 @@ def test_named_in_the_methods_order():
     assert list(sources.named({"b": 1, "a": 2}, TRANSLATOR, CFG[TRANSLATOR])) == ["a", "b"]
     assert sources.named("x", WGAN, CFG[WGAN]) == {"real": "x"}
     assert sources.named(None, PRIOR, CFG[PRIOR]) == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two sets in one place
+
+
+def place(tmp_path, kind, names):
+    """A folder or an archive with pictures of these names; a name that ends in / is a folder without any."""
+    root = tmp_path / "tree"
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir(exist_ok=True)
+        else:
+            images.save_png(path, np.full((4, 4, 3), i, np.uint8))
+    if kind == "folder":
+        return root
+    packed = tmp_path / f"pair.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name in names:
+                archive.write(root / name, name)
+    else:
+        with tarfile.open(packed, "w:gz" if kind == "tgz" else "w") as archive:
+            for name in names:
+                archive.add(root / name, name, recursive=False)
+    return packed
+
+
+PARTS = ("trainA/0.png", "trainA/1.png", "trainB/0.png", "testA/0.png", "testB/0.png", "testB/1.png")
+KINDS = pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tgz"])
+
+
+@KINDS
+@pytest.mark.parametrize("top", ["", "face2portrait/"])
+def test_one_place_holds_the_two_sources(tmp_path, kind, top):
+    """In the order of the method's sources, whatever they are called; test parts by their name."""
+    given = place(tmp_path, kind, [top + name for name in PARTS])
+    for spec in (str(given), given, f"{given}/{top}".rstrip("/")):
+        found = sources.named(spec, TRANSLATOR, CFG[TRANSLATOR])
+        assert found == {"a": f"{given}/{top}trainA", "b": f"{given}/{top}trainB"}
+    opened = sources.opened(found, TRANSLATOR, CFG[TRANSLATOR], 0)
+    assert {name: source.size for name, source in opened.items()} == {"a": 2, "b": 1}
+    assert (opened["b"].read(0)["image"] == 2).all()
+    test = sources.named(f"{given}/{top}test", TRANSLATOR, CFG[TRANSLATOR])
+    assert test == {"a": f"{given}/{top}testA", "b": f"{given}/{top}testB"}
+    assert sources.opened(test, TRANSLATOR, CFG[TRANSLATOR], 0)["b"].size == 2
+
+
+def test_each_of_them_has_an_order_of_its_own(tmp_path):
+    given = place(tmp_path, "zip", [f"train{side}/{i:02d}.png" for side in "AB" for i in range(12)])
+    cfg = CFG[TRANSLATOR]
+    opened = sources.opened(sources.named(given, TRANSLATOR, cfg), TRANSLATOR, cfg, 0)
+    batches = sources.batched(opened, TRANSLATOR, cfg, Loop(batch_size=4))
+    orders = [np.concatenate([batches[name].indices(t) for t in range(3)]).tolist() for name in "ab"]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(12)) and orders[0] != orders[1]
+
+
+@KINDS
+def test_small_letters_and_pictures_beside_them(tmp_path, kind):
+    given = place(tmp_path, kind, ["traina/cats/0.png", "trainb/0.png", "preview.png", "more/trainer/0.png"])
+    assert sources.named(given, TRANSLATOR, CFG[TRANSLATOR]) == {"a": f"{given}/traina", "b": f"{given}/trainb"}
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "names, part, message",
+    [
+        (["trainA/0.png", "testB/0.png"], "", "{place} has pictures in trainA and none in trainB"),
+        (["set/trainA/", "set/trainB/0.png"], "", "{place}/set has pictures in trainB and none in trainA"),
+        ([*PARTS[:4], "testB/"], "/test", "{place} has pictures in testA and none in testB"),
+        (
+            ["x/trainA/0.png", "x/trainB/0.png", "y/trainA/0.png", "y/trainB/0.png"],
+            "",
+            "{place} has trainA and trainB in 2 places, {place}/x and {place}/y, ...: name one of them",
+        ),
+        (["horses/0.png", "zebras/0.png"], "", "that has trainA and trainB, got {place}"),
+        (PARTS, "/val", "that has trainA and trainB, got {place}/val"),
+    ],
+)
+def test_an_empty_side_is_told(tmp_path, kind, names, part, message):
+    given = place(tmp_path, kind, names)
+    with pytest.raises(UserError) as caught:
+        sources.named(f"{given}{part}", TRANSLATOR, CFG[TRANSLATOR])
+    assert message.format(place=given) in str(caught.value)
+
+
+def test_one_of_two_places_is_named(tmp_path):
+    given = place(tmp_path, "zip", [f"{top}/train{side}/0.png" for top in "xy" for side in "AB"])
+    found = sources.named(f"{given}/y", TRANSLATOR, CFG[TRANSLATOR])
+    assert found == {"a": f"{given}/y/trainA", "b": f"{given}/y/trainB"}
+
+
+@pytest.mark.parametrize("spec", ["glyphs", "tfds:cycle_gan", "pictures.npz", "nowhere/pair.zip", "a\0b"])
+def test_what_cannot_hold_two_sets_is_no_place_of_two(tmp_path, monkeypatch, spec):
+    np.savez(tmp_path / "pictures.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="give --data a=SOURCE b=SOURCE"):
+        sources.named(spec, TRANSLATOR, CFG[TRANSLATOR])
+
+
+def test_unpaired_faces_and_portraits(data_dir):
+    archive = data_dir / "datasets/face2portrait_128px.zip"
+    cfg = CFG[TRANSLATOR]
+    for spec, size in ((archive, 777), (f"{archive}/test", 100)):
+        opened = sources.opened(sources.named(spec, TRANSLATOR, cfg), TRANSLATOR, cfg, 0)
+        assert [source.size for source in opened.values()] == [size, size]
 
 
 def test_described():

@@ -12,7 +12,8 @@ from ganstyle_jax.io.files import UserError
 
 DATA = (
     "images: a folder, .zip or .tar of image files (nested folders are classes), an .npz or IDX file, tfds:NAME, or "
-    "glyphs, which needs no files; NAME=IMAGES for each where the method learns from several"
+    "glyphs, which needs no files; NAME=IMAGES for each where the method learns from several, or for two a folder or "
+    "archive that has trainA and trainB"
 )
 
 

@@ -14,11 +14,13 @@ side first. Small pictures are enlarged.
     open      what a name means             files     folders, zip, tar            encoded   what their pictures are
     arrays    npz, npy, IDX, memory         tfds      prepared sets                glyphs    drawn on the spot
     fitting   from a picture to pixels      batches   the order of images          source    what all of them are
+    sides     two sets in one place
 """
 
 from ganstyle_jax.data.batches import Batches, permutation, threaded
 from ganstyle_jax.data.fitting import fit, fit_float, to_float
 from ganstyle_jax.data.open import KINDS, open_source
+from ganstyle_jax.data.sides import sides
 from ganstyle_jax.data.source import CorruptImage, Source, Wanted
 from ganstyle_jax.data.tfds import prepare
 from ganstyle_jax.io.files import UserError
@@ -35,6 +37,7 @@ __all__ = [
     "open_source",
     "permutation",
     "prepare",
+    "sides",
     "threaded",
     "to_float",
 ]

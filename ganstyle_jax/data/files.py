@@ -90,6 +90,12 @@ def _read_file(path: Path, most: int | None) -> bytes:
 
 def zipped(path: Path, inner: str, image_size: Size, channels: int | None) -> Source:
     """All images of a zip archive, or of one of its folders."""
+    members, passed_over = in_zip(path)
+    return _source(path, members, inner, functools.partial(read_zip_member, path), passed_over, image_size, channels)
+
+
+def in_zip(path: Path) -> tuple[dict[str, Any], collections.Counter[str]]:
+    """Where the images of a zip archive lie in it, by name, and how many files of each other kind there are."""
     try:
         with zipfile.ZipFile(path) as archive:
             infos = {_member_name(info.filename): info for info in archive.infolist() if not info.is_dir()}
@@ -107,10 +113,10 @@ def zipped(path: Path, inner: str, image_size: Size, channels: int | None) -> So
                 f"{info.filename} in {path} is {how}: pack the images again, stored or deflated, without a password."
             )
         members[name] = (info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
-    return _source(path, members, inner, functools.partial(_read_zip_member, path), passed_over, image_size, channels)
+    return members, passed_over
 
 
-def _read_zip_member(path: Path, location: tuple[int, int, int, int, int], most: int | None) -> bytes:
+def read_zip_member(path: Path, location: tuple[int, int, int, int, int], most: int | None) -> bytes:
     """One member, through a file opened for it.
 
     A ZipFile has one position and one lock for all threads, and one for each thread would read the directory again.
@@ -151,6 +157,13 @@ def _slice(file: BinaryIO, start: int, length: int) -> bytes:
 
 def tar(path: Path, inner: str, image_size: Size, channels: int | None) -> Source:
     """All images of a tar archive, or of one of its folders; those of a compressed one are unpacked into memory."""
+    members, passed_over = in_tar(path)
+    load = functools.partial(_read_tar_member, path) if path.suffix.lower() == ".tar" else _read_bytes
+    return _source(path, members, inner, load, passed_over, image_size, channels)
+
+
+def in_tar(path: Path) -> tuple[dict[str, Any], collections.Counter[str]]:
+    """As `in_zip`; of a compressed one the images themselves."""
     plain = path.suffix.lower() == ".tar"
     members: dict[str, Any] = {}
     passed_over: collections.Counter[str] = collections.Counter()
@@ -181,8 +194,7 @@ def tar(path: Path, inner: str, image_size: Size, channels: int | None) -> Sourc
         raise
     except Exception as error:  # of damaged archives tarfile raises more than TarError
         raise UserError(f"{path} is not a readable tar archive ({error}): download or pack it again.") from error
-    load = functools.partial(_read_tar_member, path) if plain else _read_bytes
-    return _source(path, members, inner, load, +passed_over, image_size, channels)
+    return members, +passed_over
 
 
 def _read_tar_member(path: Path, location: tuple[int, int], most: int | None) -> bytes:

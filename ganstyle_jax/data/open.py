@@ -73,7 +73,7 @@ def _open(spec: Any, size: int | tuple[int, int] | None, channels: int | None, s
             return tfds.source(text, size, channels)
 
     try:
-        path, inner = _located(text)
+        path, inner = located(text)
         if text and path.is_dir():
             from ganstyle_jax.data import files
 
@@ -87,7 +87,7 @@ def _open(spec: Any, size: int | tuple[int, int] | None, channels: int | None, s
     raise UserError(_not_there(text))
 
 
-def _located(text: str) -> tuple[Path, str]:
+def located(text: str) -> tuple[Path, str]:
     """A path, and for a place inside an archive, photos.zip/train, the archive's and what follows it."""
     try:
         path = Path(text).expanduser()

@@ -1,6 +1,6 @@
 """A trained model as a function of pictures: on all devices, and in strips where a picture is too large."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -39,9 +39,9 @@ class Painter:
     """Paints pictures of any size, each as if it were alone.
 
     options: of the method's ApplySettings. title: which of the pictures that the method makes, by default that which it
-    is judged by. large: "whole" paints in one piece, "strips" with the exact statistics of the whole, "thumbnail" with
-    a small copy's; "auto" is whole or, where the memory is too small for that and the network is known, strips.
-    devices: that share the work, by default all of this process.
+    is judged by or, where the user's own do not give that, the last. large: "whole" paints in one piece, "strips" with
+    the exact statistics of the whole, "thumbnail" with a small copy's; "auto" is whole or, where the memory is too
+    small for that and the network is known, strips. devices: that share the work, by default all of this process.
     """
 
     def __init__(
@@ -63,8 +63,7 @@ class Painter:
                 f"--large {large} is for networks that paint in the manner of fast style transfer, and {method.name} "
                 "has none: leave it out"
             )
-        if title is None and method.has("judged"):
-            self.title = method.judged(model.cfg)[0]
+        self.judged = method.judged(model.cfg)[0] if method.has("judged") else None
         self._variables: dict[int, Any] = {}  # by how many devices have them
         self._sizes: dict[tuple[Any, ...], tuple[int, int]] = {}  # batches with programs, and their devices
 
@@ -132,7 +131,10 @@ class Painter:
                 f"{self.model.origin} lacks the weights {error}, as a model of another version does: export it anew "
                 "from its run"
             ) from error
-        return np.asarray(contract.column(drawn, self.title), np.float32)[:n]
+        title = self.title
+        if title is None and isinstance(drawn, Mapping) and self.judged in drawn:
+            title = self.judged
+        return np.asarray(contract.column(drawn, title), np.float32)[:n]
 
     def _in_strips(self, way: Large, requests: Any, i: int, advance: Advance) -> np.ndarray:
         from ganstyle_jax.nn import tiled_transform

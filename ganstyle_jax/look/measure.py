@@ -14,7 +14,7 @@ from ganstyle_jax.judge.drawn import drawn_by, examples_of, source_named
 from ganstyle_jax.judge.seen import look, look_at_source, look_at_statistics
 from ganstyle_jax.judge.sets import images_of, short_name
 from ganstyle_jax.judge.settings import Settings, network_of
-from ganstyle_jax.loop import runs
+from ganstyle_jax.loop import runs, sources
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,9 @@ class Options:
 
     # real images, as `ganstyle train --data` takes them, or an .npz file of statistics; for a run by default its own
     reference: str | None = None
+    # pictures that a run's own are made of and compared with, as `ganstyle train --data` takes them, such as
+    # pair.zip/test for its testA and testB; by default the run's own
+    data: tuple[str, ...] = ()
     step: int | Literal["best"] | None = None  # of a run: the checkpoint to draw from; by default the newest
     weights: Literal["average", "last"] | None = None  # of a run's generator: averaged over training, or the last
     batch_norm: Literal["standing", "running", "batch"] | None = None  # of a run's generator: its statistics
@@ -40,8 +43,8 @@ def run(what: Path | str, options: Options, settings: Settings) -> dict[str, Any
     what = Path(what)
     is_run = (what / "run.json").is_file()
     if not is_run:
-        for name in ("step", "weights", "batch_norm"):
-            if getattr(options, name) is not None:
+        for name in ("step", "weights", "batch_norm", "data"):
+            if getattr(options, name) not in (None, ()):
                 raise UserError(f"--{name.replace('_', '-')} is for a run, and {what} is none")
         if options.reference is None:
             raise UserError("say with --reference what real images to compare with")
@@ -54,11 +57,16 @@ def run(what: Path | str, options: Options, settings: Settings) -> dict[str, Any
         source = method.judged(cfg)[1]
         wanted = method.sources(cfg)[source]
         image_size, channels = wanted.size, wanted.channels
-        examples = examples_of(method, cfg, loaded.data, settings.seed)
+        given = loaded.data
+        if options.data:
+            given = sources.named(sources.parse(options.data, method, cfg), method, cfg)
+        examples = examples_of(method, cfg, given, settings.seed)
         shown, about = drawn_by(
             method, cfg, loaded.state, settings.count, settings.seed, constants=loaded.constants, examples=examples
         )
-        reference = options.reference or source_named(loaded.data, source)
+        if options.data and "examples" in about:  # which these are is a part of the protocol
+            about["examples"] = {name: short_name(str(source_named(given, name))) for name in about["examples"]}
+        reference = options.reference or source_named(given, source)
     else:
         reference = options.reference
         shown, about = images_of(str(what), network, settings.count, settings.seed)

@@ -32,7 +32,7 @@ def named(given: Any, method: Method, cfg: Any) -> dict[str, Any]:
     """{source: what was given for it} in the order of the method's sources. UserError where some lack or are too many.
 
     given: a source as `data.open_source` takes it where the method has one, {name: source} where it has several, None
-    where it has none.
+    where it has none; where it has two, one place may hold both, see `data.sides`.
     """
     wanted = method.sources(cfg)
     if isinstance(given, Mapping):
@@ -41,6 +41,8 @@ def named(given: Any, method: Method, cfg: Any) -> dict[str, Any]:
         return {name: given[name] for name in wanted}
     if given is None and not wanted:
         return {}
+    if len(wanted) == 2 and isinstance(given, str | Path) and (both := data.sides(given)):
+        return dict(zip(wanted, both, strict=True))
     if given is None or len(wanted) != 1:
         raise UserError(f"{_wishes(method, wanted)}, got {'none' if given is None else given}")
     return {next(iter(wanted)): given}
@@ -52,7 +54,8 @@ def _wishes(method: Method, wanted: Mapping[str, Any]) -> str:
     if len(wanted) == 1:
         return f"{method.name} learns from one set of pictures: give --data SOURCE"
     flags = " ".join(f"{name}=SOURCE" for name in wanted)
-    return f"{method.name} learns from {len(wanted)} sets of pictures: give --data {flags}"
+    one = ", or one folder or archive that has trainA and trainB" if len(wanted) == 2 else ""
+    return f"{method.name} learns from {len(wanted)} sets of pictures: give --data {flags}{one}"
 
 
 def opened(given: Mapping[str, Any], method: Method, cfg: Any, seed: int) -> dict[str, data.Source]:

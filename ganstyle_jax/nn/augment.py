@@ -1,11 +1,13 @@
 """Differentiable augmentation (Zhao et al. 2020, arXiv:2006.10738) and instance noise for discriminators.
 
 Both networks' updates see augmented pictures, real and generated alike, so that the generator is not taught to make
-augmented ones. Every function maps (b, h, w, c) in [-1, 1] to the same shape and is differentiable in the images.
+augmented ones. Every function maps (b, h, w, c) in [-1, 1] to the same shape and is differentiable in the images. At
+the end what real pictures alone go through before a step: `crop` and `flip`.
 """
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ganstyle_jax.nn import layers
 
@@ -75,3 +77,21 @@ def _offsets(key, b: int, low: tuple[int, int], high: tuple[int, int], axis_name
         return jnp.stack([jax.random.randint(k, shape, lo, hi) for k, lo, hi in zip(keys, low, high, strict=True)], 1)
 
     return layers.global_draw(draw, (b,), axis_name)
+
+
+def crop(key: jax.Array, pictures: jax.Array, size: int, axis_name: str | None = None) -> jax.Array:
+    """A random square of each picture, (b, h, w, c) -> (b, size, size, c)."""
+    b, h, w, c = pictures.shape
+    if (h, w) == (size, size):
+        return pictures
+    most = jnp.array([h - size + 1, w - size + 1])
+    corners = layers.global_draw(lambda s: jax.random.randint(key, tuple(s), 0, most), (b, 2), axis_name)
+    return jax.vmap(lambda picture, at: lax.dynamic_slice(picture, (at[0], at[1], 0), (size, size, c)))(
+        pictures, corners
+    )
+
+
+def flip(key: jax.Array, pictures: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Each picture (b, h, w, c) mirrored, left for right, or not, with equal chances."""
+    mirrored = layers.global_draw(lambda s: jax.random.bernoulli(key, 0.5, tuple(s)), (len(pictures),), axis_name)
+    return jnp.where(mirrored[:, None, None, None], pictures[:, :, ::-1], pictures)

@@ -26,6 +26,7 @@ Params = dict[str, dict]  # {layer: {"kernel", "bias", "scale", "shift"}}, or of
 Normalise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Upsampling = Literal["nearest", "transposed"]
 Output = Literal["tanh", "clip"]
+Padding = Literal["reflect", "zero"]
 SMALLEST = 16  # pixels of a side: reflection at a quarter of the size needs more than one
 
 
@@ -175,14 +176,14 @@ class ImageTransform:
 # the pixels of the smaller one it is a 2x2 convolution.
 
 
-def same(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Padded by reflection, the size is kept: (b, h, w, c), (p, p, c, d) -> (b, h, w, d); p is odd."""
-    return valid(_reflect(x, len(kernel) // 2), kernel)
+def same(x: jax.Array, kernel: jax.Array, padding: Padding = "reflect") -> jax.Array:
+    """The size is kept: (b, h, w, c), (p, p, c, d) -> (b, h, w, d); p is odd."""
+    return valid(padded(x, len(kernel) // 2, padding), kernel)
 
 
-def reduce(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Stride 2, padded by reflection: (b, h, w, c), (3, 3, c, d) -> (b, h/2, w/2, d); h and w even."""
-    x = _reflect(x, 1)
+def reduce(x: jax.Array, kernel: jax.Array, padding: Padding = "reflect") -> jax.Array:
+    """Stride 2, padded by one pixel: (b, h, w, c), (3, 3, c, d) -> (b, h/2, w/2, d); h and w even."""
+    x = padded(x, 1, padding)
     return _cpu_strided(x, kernel) if on_cpu("auto") else _strided(x, kernel)
 
 
@@ -282,5 +283,7 @@ def _to_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return pixels.reshape(b, 2 * h - 2, 2 * w - 2, d)
 
 
-def _reflect(x: jax.Array, width: int) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (width, width), (width, width), (0, 0)), mode="reflect")
+def padded(x: jax.Array, width: int, padding: Padding = "reflect") -> jax.Array:
+    """(b, h, w, c) -> (b, h + 2 width, w + 2 width, c): reflected at its borders, or with zeros around."""
+    mode = "reflect" if padding == "reflect" else "constant"
+    return jnp.pad(x, ((0, 0), (width, width), (width, width), (0, 0)), mode=mode)

@@ -46,8 +46,12 @@ class BatchNorm(nn.Module):
         return ((wide - mean) * factor + bias).astype(self.dtype)
 
 
-def instance_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+def instance_norm(
+    x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None, epsilon: float = 1e-5
+) -> jax.Array:
     """Each picture's channels to mean shift and deviation scale: (b, h, w, c), (b, c), (b, c) -> (b, h, w, c).
+
+    Scale and shift are of any shape that broadcasts to (b, c), by default 1 and 0.
 
     Ulyanov et al. 2016 (arXiv:1607.08022), eq. 4: statistics over rows and columns, the variance biased, as PyTorch's
     InstanceNorm2d has it; taken in at least float32 and in two passes.
@@ -55,5 +59,8 @@ def instance_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: flo
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = wide.mean((1, 2), keepdims=True)
     var = jnp.mean((wide - mean) ** 2, (1, 2), keepdims=True)
-    factor = scale[:, None, None] * lax.rsqrt(var + epsilon)
-    return ((wide - mean) * factor + shift[:, None, None]).astype(x.dtype)
+    factor = lax.rsqrt(var + epsilon)
+    if scale is not None:
+        factor = scale[..., None, None, :] * factor
+    x_normal = (wide - mean) * factor
+    return (x_normal if shift is None else x_normal + shift[..., None, None, :]).astype(x.dtype)

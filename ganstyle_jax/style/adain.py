@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from ganstyle_jax.data import Wanted
 from ganstyle_jax.features import weights
@@ -36,6 +35,7 @@ from ganstyle_jax.io import images
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.io.pictures import read_picture
 from ganstyle_jax.nn import layers
+from ganstyle_jax.nn.augment import crop
 from ganstyle_jax.style import colours
 
 TAP = "relu4_1"  # what AdaIN works on
@@ -285,18 +285,6 @@ def losses_of(
         error = jnp.sum((mean - wanted_mean) ** 2 + (std - wanted_std) ** 2, (1, 2, 3))
         of_style += error / jnp.sum(wanted_mean**2 + wanted_std**2, (1, 2, 3))
     return of_content, of_style
-
-
-def crop(key: jax.Array, pictures: jax.Array, size: int, axis_name: str | None = None) -> jax.Array:
-    """A random square of each picture, (b, h, w, c) -> (b, size, size, c)."""
-    b, h, w, c = pictures.shape
-    if (h, w) == (size, size):
-        return pictures
-    most = jnp.array([h - size + 1, w - size + 1])
-    corners = layers.global_draw(lambda s: jax.random.randint(key, tuple(s), 0, most), (b, 2), axis_name)
-    return jax.vmap(lambda picture, at: lax.dynamic_slice(picture, (at[0], at[1], 0), (size, size, c)))(
-        pictures, corners
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
