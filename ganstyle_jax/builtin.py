@@ -8,7 +8,10 @@ TRAINED = {
     "super-resolution": "ganstyle_jax.restore.super_resolution",
 }
 # Those that optimise a picture instead.
-OPTIMISED = {"gatys": "ganstyle_jax.style.gatys"}
+OPTIMISED = {
+    "gatys": "ganstyle_jax.style.gatys",
+    "deep-image-prior": "ganstyle_jax.restore.deep_image_prior",
+}
 EVERY = TRAINED | OPTIMISED
 
 OR_FILE = f"{', '.join(TRAINED)} or a Python file such as ./my_gan.py"
