@@ -17,8 +17,8 @@ fill in holes, enlarge, smooth what JPEG has left.
   ganstyle restore photo.jpg --task jpeg --run-dir runs/photo -o better.png   then ganstyle report runs/photo
 
 It stops by itself where the picture is likely to be best; a work that was ended goes on with --resume. Masks are white
-where the picture is known and black where it is to be filled in. The settings below are those of the task:
-`ganstyle restore --task inpaint --help` lists others.
+where the picture is known and black where it is to be filled in. `ganstyle restore --task inpaint --help` tells what
+the settings are for that task.
 """
 
 
@@ -34,26 +34,33 @@ def run(args: list[str]) -> None:
     from ganstyle_jax.restore import deep_image_prior
 
     images = tyro.conf.arg(metavar="IMAGE [IMAGE ...]", help="damaged picture, several, or folders of them")
+    config, preset = preset_of(args, deep_image_prior)
     chosen = flags.parse(
         "ganstyle restore",
-        DESCRIPTION,
+        DESCRIPTION + preset,
         args,
         images=Annotated[tyro.conf.Positional[tuple[Path, ...]], images],
         settings=restoration.Settings(),
-        config=preset_of(args, deep_image_prior),
+        config=config,
     )
     flags.use_cache()
     restoration.run(chosen.images, chosen.config, chosen.settings)
 
 
-def preset_of(args: list[str], method: Any) -> Any:
-    """The settings of the task that the arguments name, which are the defaults of all others."""
-    task, scale = said(args, "--task"), said(args, "--scale")
+def preset_of(args: list[str], method: Any) -> tuple[Any, str]:
+    """The task that the arguments name, which decides on what is left open, and a paragraph of what that is."""
     default = method.Config()
+    task, scale = said(args, "--task") or default.task, said(args, "--scale") or default.scale
     try:
-        return method.preset(task or default.task, int(scale or default.scale))
+        complete = method.preset(task, int(scale))
     except (KeyError, ValueError):  # the parser says what is wrong with them
-        return default
+        return default, ""
+    found = {
+        f.name: getattr(complete, f.name) for f in dataclasses.fields(complete) if getattr(default, f.name) is None
+    }
+    words = {name: " ".join(map(str, x)) if isinstance(x, tuple) else f"{x}" for name, x in found.items()}
+    listed = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in words.items())
+    return method.Config(task=task, scale=int(scale)), f"\nWhat is left open is, for the task {task}:\n\n  {listed}\n"
 
 
 def said(args: list[str], flag: str) -> str | None:

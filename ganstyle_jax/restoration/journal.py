@@ -146,14 +146,11 @@ class Journal:
 
     def now(self, state: State) -> np.ndarray:
         """The picture that the networks make by now, the mean over restarts."""
-        picture = np.asarray(state.picture, np.float32)
-        picture = picture.reshape(-1, *picture.shape[-3:]).mean(0) * 2 - 1
-        return self.piece.finished(picture, self.settings.keep_known)
+        return self.piece.finished(deep_image_prior.latest(state, self.cfg), self.settings.keep_known)
 
     def chosen(self, state: State) -> np.ndarray:
         """The picture that would be the result if it ended now."""
-        picture = np.asarray(deep_image_prior.restored(state, self.cfg), np.float32)
-        return self.piece.finished(picture, self.settings.keep_known)
+        return self.piece.finished(deep_image_prior.restored(state, self.cfg), self.settings.keep_known)
 
     def psnr(self, picture: np.ndarray) -> float:
         """dB, from the truth; at most that of two that differ by a hundredth of a level of 8 bits."""

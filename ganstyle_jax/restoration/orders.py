@@ -9,10 +9,8 @@ import tyro
 
 from ganstyle_jax.io import folders, pictures
 from ganstyle_jax.io.files import UserError
-from ganstyle_jax.restore.deep_image_prior import Config
+from ganstyle_jax.restore.deep_image_prior import MASKED, Config
 
-MASKED = ("inpaint", "text", "region", "hole", "sparse")  # tasks of which a part of the picture is not known
-SCALES = (2, 16)  # the least and the most of super-resolve
 BESIDE = ("mask", "guide", "truth")  # pictures that go with the one that is to be restored
 
 
@@ -107,8 +105,6 @@ def check_settings(cfg: Config, settings: Settings) -> None:
         raise UserError(f"--save-every must be at least 1, got {settings.save_every}")
     if not 0 <= settings.seed < 2**32:
         raise UserError(f"--seed must be from 0 to {2**32 - 1}, got {settings.seed}")
-    if cfg.task == "super-resolve" and not SCALES[0] <= cfg.scale <= SCALES[1]:
-        raise UserError(f"--scale must be a whole number from {SCALES[0]} to {SCALES[1]}, got {cfg.scale}")
     if settings.mask is not None and cfg.task not in MASKED:
         raise UserError(f"--mask is for the tasks {', '.join(MASKED)}, not for {cfg.task}")
     if settings.invert_mask and settings.mask is None:

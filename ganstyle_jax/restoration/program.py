@@ -76,8 +76,8 @@ def restore(piece: Piece, cfg: Config, settings: Settings, control: Control) -> 
     if found is not None and found.done and order.out.exists():
         print(f"{order.out}: was done before", file=sys.stderr)
         return order.out, 0, False
-    measured = piece.measured
-    state = deep_image_prior.init(jax.random.key(settings.seed), measured, cfg, *assets)
+    wanted = piece.wanted
+    state = deep_image_prior.init(jax.random.key(settings.seed), wanted, cfg, *assets)
     with Journal(piece, cfg, settings) as journal:
         if found is not None and not found.done:
             try:
@@ -97,7 +97,7 @@ def restore(piece: Piece, cfg: Config, settings: Settings, control: Control) -> 
             if paused:
                 control.wait()
                 continue
-            state, trace = deep_image_prior.advance(state, measured, cfg, at_once, *assets)
+            state, trace = deep_image_prior.advance(state, wanted, cfg, at_once, *assets)
             line = journal.note({name: np.asarray(values) for name, values in trace.items()}, state)
             if control.listeners and line:
                 control.tell(Metrics(journal.step, {k: v for k, v in line.items() if isinstance(v, float)}))
@@ -110,7 +110,7 @@ def restore(piece: Piece, cfg: Config, settings: Settings, control: Control) -> 
 
 
 def steps_at_once(shape: tuple[int, int], cfg: Config) -> int:
-    """How many steps are done between two looks at what is wanted, the same throughout: each number is a program."""
+    """How many steps are done between two looks at what is wanted, the same throughout."""
     if jax.default_backend() != "cpu":
         return MOST_AT_ONCE
     return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // (shape[0] * shape[1] * cfg.restarts)))

@@ -1,8 +1,8 @@
 """The pictures of `ganstyle restore`, read and looked at before anything is made of them.
 
-What is grey stays grey: it is restored as three equal colours, and of the result each pixel is their mean. What is
-transparent stays so, and is filled with the colours around it before it is restored; where a part is to be filled in
-and there is no mask, what is transparent is that part, and the result is opaque.
+What is grey is restored as one channel, and so stays grey. What is transparent stays so, and is filled with the colours
+around it before it is restored; where a part is to be filled in and there is no mask, what is transparent is that part,
+and the result is opaque.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import numpy as np
 
 from ganstyle_jax.io import images, pictures
 from ganstyle_jax.io.files import UserError
-from ganstyle_jax.restoration.orders import MASKED, Order, Settings
-from ganstyle_jax.restore.deep_image_prior import Config
+from ganstyle_jax.restoration.orders import Order, Settings
+from ganstyle_jax.restore.deep_image_prior import MASKED, Config
 from ganstyle_jax.stylize import opaque
 from ganstyle_jax.stylize.reading import read_picture
 
@@ -37,12 +37,17 @@ class Piece:
     truth: np.ndarray | None = None
     alpha: np.ndarray | None = None  # (h, w) of the result's shape, from 0 to 1
 
+    @property
+    def wanted(self) -> np.ndarray:
+        """What the network is given: (h, w, 1) of a grey picture."""
+        return self.measured.mean(-1, keepdims=True) if self.grey else self.measured
+
     def finished(self, picture: np.ndarray, keep_known: bool) -> np.ndarray:
-        """What the network has made of it as it is to be seen: its known part as it was, if so wanted, and its grey."""
-        picture = np.clip(picture, -1, 1)
+        """What the network has made of it as it is to be seen, (h, w, 3): what is known as it was, if so wanted."""
+        picture = np.broadcast_to(np.clip(picture, -1, 1), (*self.shape, 3))
         if self.mask is not None and keep_known:
             picture = np.where(self.mask[..., None] > 0, self.measured, picture)
-        return np.repeat(picture.mean(-1, keepdims=True), 3, -1) if self.grey else picture
+        return picture
 
     def known(self) -> np.ndarray:
         """What was given, middle grey where the mask hides it."""
@@ -77,7 +82,7 @@ def read(order: Order, cfg: Config, settings: Settings) -> Piece:
     beside = {name: of_shape(name, getattr(order, name), order.image, shape, scale) for name in ("guide", "truth")}
     if alpha is not None and scale > 1:
         alpha = np.clip(images.resize(alpha[..., None], shape)[..., 0], 0, 1)
-    grey = bool(np.ptp(measured, axis=-1).max() <= GREY) and beside["guide"] is None
+    grey = bool(np.ptp(measured, axis=-1).max() <= GREY)
     return Piece(order, measured, shape, grey, mask, alpha=alpha, **beside)
 
 
