@@ -1,4 +1,4 @@
-"""`ganstyle restore`: damaged pictures in, restored pictures, a trace and a report out, a sentence for what cannot be."""
+"""`ganstyle restore`: damaged pictures in, restored pictures and a report out, a sentence for what cannot be."""
 
 import dataclasses
 import json
