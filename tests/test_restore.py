@@ -422,6 +422,16 @@ def test_what_is_there_is_not_replaced(place, tmp_path):
         plan([place / "noisy.png"], cfg, Settings(out=out, run_dir=tmp_path / "run"))
 
 
+def test_a_picture_that_memory_cannot_hold(place, tmp_path, monkeypatch):
+    cfg = deep_image_prior.preset("denoise")
+    assert program.least_memory((512, 512), cfg) > 100 * 512 * 512 * 3 * 4  # of the window alone
+    emv = dataclasses.replace(cfg, stopping="emv")
+    assert program.least_memory((512, 512), emv) < 1e9
+    monkeypatch.setattr(program.memory, "available", lambda devices: 1 << 16)
+    with pytest.raises(UserError, match=r"noisy.png: to restore 20 x 24 pixels takes .* GB of memory at the"):
+        restoration.run(place / "noisy.png", cfg, Settings(out=tmp_path / "out.png"))
+
+
 def test_a_mask_that_hides_most_is_asked_about(place, capsys):
     cfg = deep_image_prior.preset("inpaint", 4, Config(task="inpaint", **TINY))
     settings = Settings(mask=place / "inverted.png")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ganstyle_jax.control import Advanced, Control, Done, Metrics, Pictures, heeding_signals
-from ganstyle_jax.io.files import UserError
+from ganstyle_jax.io.files import UserError, gigabytes
 from ganstyle_jax.loop import runs
 from ganstyle_jax.loop.devices import devices_or_sentence
 from ganstyle_jax.restoration import keeping
@@ -17,6 +17,7 @@ from ganstyle_jax.restoration.orders import Settings, plan
 from ganstyle_jax.restoration.reading import Piece, read
 from ganstyle_jax.restore import deep_image_prior
 from ganstyle_jax.restore.deep_image_prior import Config
+from ganstyle_jax.style import memory
 
 MOST_AT_ONCE = 50  # steps on the device, after which it is looked at what is wanted
 PIXELS_AT_ONCE = 1 << 21  # on CPUs fewer: of so many pixels, times restarts
@@ -40,6 +41,7 @@ def run(
     piece = None
     for order in orders:
         piece = read(order, cfg, settings)
+        check_memory(piece, cfg)
     written, steps, stopped = [], 0, False
     with heeding_signals(control, "keeping what there is of the picture"), runs.precision_of(cfg):
         for order in orders:
@@ -107,6 +109,28 @@ def restore(piece: Piece, cfg: Config, settings: Settings, control: Control) -> 
         if done:
             keeper.keep({}, [], journal.seconds)
         return path, journal.step, not done
+
+
+def check_memory(piece: Piece, cfg: Config) -> None:
+    """UserError for a picture that is sure to need more memory than there is, which would end the program."""
+    least, free = least_memory(piece.shape, cfg), memory.available(jax.local_devices()[:1])
+    if least > free:
+        height, width = piece.shape
+        raise UserError(
+            f"{piece.order.image}: to restore {width} x {height} pixels takes {gigabytes(least)} of memory at the "
+            f"very least, and {gigabytes(free)} are free: make it smaller, or give fewer --channels or --stopping emv"
+        )
+
+
+def least_memory(shape: tuple[int, int], cfg: Config) -> int:
+    """Bytes below which it cannot be: what convolutions give, which the gradient needs, and the window of pictures."""
+    assert cfg.channels is not None
+    up = 2 if cfg.pointwise else 1  # convolutions of a scale's own size; those on the way down have a quarter
+    features = sum(channels * (up + 2 / 4) / 4**i for i, channels in enumerate(cfg.channels))
+    if jax.default_backend() != "cpu":  # where networks are one after the other
+        features *= cfg.restarts
+    window = 3 * cfg.window * cfg.restarts if cfg.stopping == "wmv" else 0
+    return round(shape[0] * shape[1] * (features + window) * (8 if cfg.dtype == "float64" else 4))
 
 
 def steps_at_once(shape: tuple[int, int], cfg: Config) -> int:

@@ -78,10 +78,12 @@ def _split(run: Run, budget: float) -> Block:
     name = next((name for name in BEFORE if files[name].exists()), "given")
     after = read_picture(files["result"])
     before = _as_large(read_picture(files[name]), after.shape)
-    encoded = [page.encode(picture, budget, "smoothly") for picture in (before, after)]
+    pictures = [page.encode(picture, budget, "smoothly") for picture in (before, after)]
     alts = (f"{BEFORE[name]} of {run.name}", f"{run.name} restored")
     hidden = "What the mask hid is grey on the left." if name == "known" else ""
-    return page.Split(*encoded, alts, (BEFORE[name], "Restored"), "Where the restored picture begins", hidden)
+    return page.Split(
+        pictures[0], pictures[1], alts, (BEFORE[name], "Restored"), "Where the restored picture begins", hidden
+    )
 
 
 def _as_large(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
