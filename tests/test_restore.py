@@ -484,7 +484,7 @@ def test_help_tells_of_masks_and_of_the_task(capsys, monkeypatch):
     assert "--averaging 0.99" in said["denoise"] and "--averaging 0.0 " in said["super-resolve"]
 
 
-def test_a_run_that_is_not_whole(tmp_path):
+def test_a_run_that_is_not_whole(tmp_path, capsys):
     description = {"method": "deep-image-prior", "config": {"task": 3, "scale": "x"}, "data": "a.jpg", "loop": {}}
     (tmp_path / "run" / "steps").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text(json.dumps(description))
@@ -496,3 +496,11 @@ def test_a_run_that_is_not_whole(tmp_path):
     assert "given.png is no picture that can be read" in words
     with pytest.raises(SystemExit):
         cli.main(["explain", str(tmp_path / "run")])
+    assert "holds a restored picture, and no network to look into" in capsys.readouterr().err
+
+
+def test_other_commands_say_that_they_are_not_for_it(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which `plan` sets, and is to be as before afterwards
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "deep-image-prior", "--topology=v5e:2x2"])
+    assert "deep-image-prior cannot be planned yet" in capsys.readouterr().err

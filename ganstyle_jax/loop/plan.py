@@ -85,6 +85,8 @@ def module_and_settings(name: str) -> tuple[ModuleType, type]:
     if contract.trains(name):
         return contract.find(name).module, TrainingSettings
     module = contract.module_of(name)
+    if not hasattr(module, "PlanSettings"):
+        raise UserError(f"{name} cannot be planned yet: give another method, or try it on the chips themselves")
     return module, module.PlanSettings
 
 
