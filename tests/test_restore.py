@@ -420,6 +420,13 @@ def test_what_is_there_is_not_replaced(place, tmp_path):
     (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(UserError, match="run already holds a run: choose another --run-dir"):
         plan([place / "noisy.png"], cfg, Settings(out=out, run_dir=tmp_path / "run"))
+    assert plan([place / "noisy.png"], cfg, Settings(out=out, run_dir=tmp_path / "run", resume=True))  # not done
+    (tmp_path / "run" / "result.png").touch()
+    with pytest.raises(UserError, match="run already holds a run: choose another --run-dir"):
+        plan([place / "noisy.png"], cfg, Settings(out=out, run_dir=tmp_path / "run", resume=True))
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(UserError, match=r"run holds result.png already: choose another --run-dir"):
+        plan([place / "noisy.png"], cfg, Settings(out=out, run_dir=tmp_path / "run"))
 
 
 def test_a_picture_that_memory_cannot_hold(place, tmp_path, monkeypatch):

@@ -73,8 +73,8 @@ class Journal:
         self.started = time.perf_counter() - seconds
         if self.lines:
             self.still = np.asarray(self.lines[-1].get("still", [False] * self.cfg.restarts), bool)
-        self.bar.reset(self.total)
-        self.bar.update(self.step)
+        self.bar.initial = self.bar.n = self.bar.last_print_n = self.step  # what is left is reckoned from there
+        self.bar.refresh()
         if (folder := self.piece.order.run_dir) is not None:
             self._begin_run(folder)
 
@@ -214,9 +214,8 @@ class Journal:
         self._write_picture(path, picture)
         if self.settings.trace:
             self._write_trace(path.with_suffix(".jsonl"))
-        if order.run_dir is not None:
-            name = f"steps/{self.step:06d}.png" if stopped else "result.png"
-            pictures.write_picture(order.run_dir / name, self._flat(picture))
+        if order.run_dir is not None and not stopped:
+            pictures.write_picture(order.run_dir / "result.png", self._flat(picture))
         flat = self.piece.alpha is not None and path.suffix.lower() not in ALPHA_SUFFIXES
         flat = f", over white, since {path.suffix} has no transparency" if flat else ""
         seconds = f" in {self.seconds:.0f} s"

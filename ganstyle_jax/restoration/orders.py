@@ -12,6 +12,7 @@ from ganstyle_jax.io.files import UserError
 from ganstyle_jax.restore.deep_image_prior import MASKED, Config
 
 BESIDE = ("mask", "guide", "truth")  # pictures that go with the one that is to be restored
+RUN_PICTURES = ("given.png", "known.png", "mask.png", "guide.png", "truth.png", "result.png")  # of a run folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +178,18 @@ def check_files(orders: Sequence[Order], settings: Settings) -> None:
             raise UserError(
                 f"{order.state} holds unfinished work: --resume goes on with it, or remove it to begin anew"
             )
-        if (folder := order.run_dir) is not None and (folder / "run.json").exists() and not settings.resume:
+        if order.run_dir is not None:
+            check_run_dir(order.run_dir, settings.resume and order.state.exists(), settings.resume)
+
+
+def check_run_dir(folder: Path, unfinished: bool, resume: bool) -> None:
+    """UserError for a folder with a run that is not gone on with, or with other pictures of the names of a run's."""
+    if (folder / "run.json").exists():
+        done = (folder / "result.png").exists()
+        if not resume or (done and not unfinished):
             raise UserError(f"{folder} already holds a run: choose another --run-dir")
+    elif there := [name for name in RUN_PICTURES if (folder / name).exists()]:
+        raise UserError(f"{folder} holds {', '.join(there)} already: choose another --run-dir")
 
 
 def is_trace(path: Path) -> bool:
