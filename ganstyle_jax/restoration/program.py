@@ -14,7 +14,7 @@ from ganstyle_jax.loop.devices import devices_or_sentence
 from ganstyle_jax.restoration import keeping
 from ganstyle_jax.restoration.journal import Journal
 from ganstyle_jax.restoration.orders import Settings, plan
-from ganstyle_jax.restoration.reading import Piece, read
+from ganstyle_jax.restoration.reading import Piece, hint, read
 from ganstyle_jax.restore import deep_image_prior
 from ganstyle_jax.restore.deep_image_prior import Config
 from ganstyle_jax.style import memory
@@ -42,6 +42,7 @@ def run(
     for order in orders:
         piece = read(order, cfg, settings)
         check_memory(piece, cfg)
+        hint(piece, cfg)
     written, steps, stopped = [], 0, False
     with heeding_signals(control, "keeping what there is of the picture"), runs.precision_of(cfg):
         for order in orders:

@@ -78,7 +78,6 @@ def read(order: Order, cfg: Config, settings: Settings) -> Piece:
             mask, alpha = (alpha >= OPAQUE).astype(np.float32), None
             if not mask.any():
                 raise UserError(f"{order.image} is opaque nowhere, so that nothing of it is known")
-        hint(order, mask, cfg)
     beside = {name: of_shape(name, getattr(order, name), order.image, shape, scale) for name in ("guide", "truth")}
     if alpha is not None and scale > 1:
         alpha = np.clip(images.resize(alpha[..., None], shape)[..., 0], 0, 1)
@@ -106,12 +105,12 @@ def read_mask(path: Path, image: Path, shape: tuple[int, int], invert: bool) -> 
     return mask
 
 
-def hint(order: Order, mask: np.ndarray, cfg: Config) -> None:
+def hint(piece: Piece, cfg: Config) -> None:
     """Says so where a mask hides most of the picture, which is hardly meant unless single pixels are left."""
-    share = 1 - float(mask.mean())
+    share = 0.0 if piece.mask is None else 1 - float(piece.mask.mean())
     if share > MUCH and cfg.task != "sparse":
-        advice = "" if order.mask is None else "; if the mask is the wrong way round, see --invert-mask"
-        print(f"{order.image}: {share:.0%} of it is to be filled in{advice}", file=sys.stderr)
+        advice = "" if piece.order.mask is None else "; if the mask is the wrong way round, see --invert-mask"
+        print(f"{piece.order.image}: {share:.0%} of it is to be filled in{advice}", file=sys.stderr)
 
 
 def of_shape(name: str, path: Path | None, image: Path, shape: tuple[int, int], scale: int) -> np.ndarray | None:
