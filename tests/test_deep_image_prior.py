@@ -327,8 +327,9 @@ def test_arrays_of_another_state_are_refused():
 
 def part_of(state, index):
     """One of the leading axis, as if it were by itself."""
-    rest = {name: jax.tree.map(lambda x: jnp.asarray(x)[index], value) for name, value in vars(state).items()}
-    return state.replace(**rest | {"step": state.step, "limit": state.limit})
+    shared = ("step", "limit")
+    own = {name: value for name, value in vars(state).items() if name not in shared}
+    return state.replace(**jax.tree.map(lambda x: jnp.array(x[index]), own))
 
 
 @pytest.mark.parametrize("restarts", [2, prior.TOGETHER + 1])
@@ -486,6 +487,15 @@ WHITE, HALF = np.ones((6, 5), np.float32), np.eye(6, 5, dtype=np.float32)
 def test_what_a_task_lacks_is_said(task, measured, mask, guide, message):
     with pytest.raises(UserError, match=message):
         prior.init(jax.random.key(0), measured, Config(task=task), mask, guide)
+
+
+def test_there_is_no_plan_of_it():
+    from ganstyle_jax.loop import plan
+
+    with pytest.raises(
+        UserError, match=r"deep-image-prior has no plan, as each of its pictures is one chip's: give dc"
+    ):
+        plan.module_and_settings("deep-image-prior")
 
 
 def test_an_operator_needs_a_shape():

@@ -505,10 +505,3 @@ def test_a_run_that_is_not_whole(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["explain", str(tmp_path / "run")])
     assert "holds a restored picture, and no network to look into" in capsys.readouterr().err
-
-
-def test_other_commands_say_that_they_are_not_for_it(monkeypatch, capsys):
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which `plan` sets, and is to be as before afterwards
-    with pytest.raises(SystemExit):
-        cli.main(["plan", "deep-image-prior", "--topology=v5e:2x2"])
-    assert "deep-image-prior cannot be planned yet" in capsys.readouterr().err

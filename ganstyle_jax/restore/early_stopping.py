@@ -64,6 +64,7 @@ def look(
 
     kept: the picture that would be returned for this step, such as an average. Nothing changes once it has stopped.
     """
+    step = jnp.asarray(step, jnp.int32)
     if stopping == "wmv":
         pictures, mean, variance = _windowed(watch, step, picture)
         known = step >= window - 1
