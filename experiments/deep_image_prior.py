@@ -25,6 +25,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -127,7 +128,7 @@ def papers(settings: Settings) -> Iterator[Work]:
         small = pictures.read_picture(path.with_name(path.name.replace("_HR", "_LR")))
         if settings.scale_down > 1:
             truth = smaller(truth, settings, 4)
-            small = np.asarray(bicubic.shrink(truth[None], 4))[0]
+            small = np.asarray(bicubic.shrink(jnp.asarray(truth[None]), 4))[0]
         name = f"Set5_{int(path.name.split('_')[1])}"
         yield Work(name, config("super-resolve", settings), small, truth, border=4)
 
@@ -168,7 +169,7 @@ def smaller(picture: np.ndarray, settings: Settings, multiple: int = 1) -> np.nd
     if factor == 1:
         return picture
     height, width = (side // (factor * multiple) * factor * multiple for side in picture.shape[:2])
-    return np.clip(np.asarray(bicubic.shrink(picture[None, :height, :width], factor))[0], -1, 1)
+    return np.clip(np.asarray(bicubic.shrink(jnp.asarray(picture[None, :height, :width]), factor))[0], -1, 1)
 
 
 def narrowed(task: prior.Task, settings: Settings) -> prior.Config:
@@ -213,14 +214,15 @@ def restore(work: Work, settings: Settings) -> dict[str, Any]:
         curve.append((int(state.step), psnr(work, prior.latest(state, work.cfg))))
         if prior.stopped(state) or int(state.step) % settings.save_every < settings.every:
             with files.atomic_path(folder / "state.npz") as path:
-                np.savez(path, described=described, curve=np.array(curve), **prior.arrays_of(state))
+                kept: Any = prior.arrays_of(state)
+                np.savez(path, described=described, curve=np.array(curve), **kept)
             machine.say(f"{work.name}: {int(state.step)} of {work.cfg.steps} steps, {curve[-1][1]:.2f} dB")
     made = prior.restored(state, work.cfg)
     images.save_png(folder / "restored.png", made)
     images.save_png(folder / "measured.png", work.measured)
     first = work.measured
     if first.shape != work.truth.shape:
-        first = np.asarray(bicubic.enlarge(first[None], work.cfg.scale))[0]
+        first = np.asarray(bicubic.enlarge(jnp.asarray(first[None]), work.cfg.scale))[0]
     final, best = psnr(work, made), max([value for _, value in curve])
     return {
         "name": work.name,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import load_script
 
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.restore import deep_image_prior as prior
@@ -252,7 +253,7 @@ def test_it_stops_where_the_papers_algorithm_does(kind, stopping, x64):
     plain = plain_wmv(pictures, window, patience) if stopping == "wmv" else plain_emv(pictures, window, patience, 0.1)
     variances, best, stop = plain
     np.testing.assert_allclose(found[: len(variances)], variances, rtol=1e-9)
-    assert np.isnan(found[len(variances) :]).all()
+    assert np.isnan(found[len(variances) :]).all() and best is not None
     assert (stop is None) == (kind == "settles")  # the sequences are what they say
     assert not stops[:stop].any() if stop is None else stops[stop:].all() and not stops[:stop].any()
     assert int(watch.best_step) == best + 1
@@ -518,3 +519,56 @@ def test_a_noisy_photograph_is_restored(data_dir):
         return 10 * np.log10(4 / np.mean((x - truth) ** 2))
 
     assert psnr(prior.restored(state, cfg)) > psnr(noisy) + 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Experiment and benchmark
+
+
+def test_the_experiment_goes_on_where_it_was(data_dir, tmp_path, monkeypatch, capsys):
+    script = load_script("deep_image_prior")
+    settings = script.Settings(
+        names=("vase",),
+        data=data_dir,
+        scale_down=16,
+        share=0.002,
+        channels=4,
+        every=4,
+        save_every=4,
+        folder=tmp_path / "runs",
+        json=tmp_path / "record.json",
+    )
+    monkeypatch.setattr(script.flags, "use_cache", lambda: None)
+    (row,) = script.main(settings)["rows"]
+    assert (row["task"], row["shape"], row["steps"]) == ("region", "20x20", 10)
+    assert row["gap"] >= 0 and (tmp_path / "runs" / "vase" / "restored.png").is_file()
+    capsys.readouterr()
+    assert script.main(settings)["rows"] == [row]  # from the state that was kept, at its end
+    assert " steps, " not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"is of other settings: take another --folder, or remove it"):
+        script.main(dataclasses.replace(settings, seed=1))
+
+
+def test_noises_are_as_strong_as_they_say():
+    script, grey = load_script("deep_image_prior"), np.zeros((200, 200, 3), np.float32)
+
+    def deviation(kind, level):
+        return (script.with_noise(grey, kind, level, np.random.default_rng(0)) / 2).std()
+
+    np.testing.assert_allclose(deviation("gaussian", 0.1), 0.1, rtol=0.02)
+    np.testing.assert_allclose(deviation("speckle", 0.2), 0.1, rtol=0.02)  # of 0.2 of a half
+    np.testing.assert_allclose(deviation("shot", 50), (0.5 / 50) ** 0.5, rtol=0.02)
+    np.testing.assert_allclose(deviation("impulse", 0.16), 0.5 * 0.16**0.5, rtol=0.02)
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_what_agrees(torch, tmp_path):
+    bench = load_script("bench/deep_image_prior")
+    settings = bench.Bench(
+        sizes=(64,), channels=4, scales=2, rounds=1, round_seconds=0.0, restarts=2, json=tmp_path / "record.json"
+    )
+    record = bench.main(settings)
+    (result,) = record["results"]
+    assert record["exact_parity"]["weights"] < 1e-9 and result["ratio"] > 0 and result["side_by_side"] > 0
+    with pytest.raises(UserError, match=r"loss differs by 1 from PyTorch's, more than 0.5: not timed"):
+        bench.parity_errors({"loss": 1.0}, {"loss": 2.0}, {"loss": 0.5})

@@ -372,6 +372,7 @@ def make_input(keys: jax.Array, cfg: Config, shape: Sequence[int], guide: jax.Ar
     if cfg.input == "meshgrid":
         rows, columns = (jnp.linspace(0, 1, side, dtype=cfg.dtype) for side in (height, width))
         return jnp.stack(jnp.meshgrid(columns, rows), -1)[None]
+    assert cfg.depth is not None
     return 0.1 * jax.random.uniform(_key(keys, "input"), (1, height, width, cfg.depth), cfg.dtype)
 
 
@@ -424,6 +425,7 @@ def _step(
         z = z + cfg.input_noise * jax.random.normal(key, z.shape, z.dtype)
     shape = cell.picture.shape
     params, opt_state, loss, picture = step_of(cell.params, cell.opt_state, z, given, cfg, shape, operator)
+    assert cfg.averaging is not None
     average = jnp.where(step == 0, picture, cfg.averaging * cell.average + (1 - cfg.averaging) * picture)
     looked = cfg.stopping, cfg.window, cfg.patience, cfg.forgetting
     watch, variance = early_stopping.look(cell.watch, step, picture, average, *looked)
@@ -462,7 +464,7 @@ def advance(
         by_picture = NamedSharding(mesh, PartitionSpec("pictures"))
         given = jax.device_put(given, by_picture)
     given = jax.tree.map(jnp.asarray, given)
-    state = state.replace(limit=jnp.full_like(state.limit, cfg.steps))
+    state = dataclasses.replace(state, limit=jnp.asarray(cfg.steps, jnp.int32))
     last, parts = min(int(state.step) + steps, int(state.limit)), []
     while int(state.step) < last and not bool(state.watch.stopped.all()):
         before = int(state.step)

@@ -10,6 +10,7 @@ Differs: variances are means over pixels in emv too, where theirs is a sum, whic
 carried from picture to picture, and taken anew each time that the window has been filled.
 """
 
+import dataclasses
 from typing import Literal
 
 import flax.struct
@@ -92,7 +93,7 @@ def look(
 
     names = ("mean", "variance", "lowest", "waited", "stopped", "best", "best_step")
     frozen = {name: unless_stopped(getattr(after, name), getattr(watch, name)) for name in names}
-    return after.replace(**frozen), jnp.where(known & ~watch.stopped, variance, jnp.nan)
+    return dataclasses.replace(after, **frozen), jnp.where(known & ~watch.stopped, variance, jnp.nan)
 
 
 def _windowed(watch: Watch, step: jax.Array, picture: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
