@@ -9,7 +9,10 @@ TRAINED = {
     "cyclegan": "ganstyle_jax.gan.cyclegan",
 }
 # Those that optimise a picture instead.
-OPTIMISED = {"gatys": "ganstyle_jax.style.gatys"}
+OPTIMISED = {
+    "gatys": "ganstyle_jax.style.gatys",
+    "deep-image-prior": "ganstyle_jax.restore.deep_image_prior",
+}
 EVERY = TRAINED | OPTIMISED
 
 OR_FILE = f"{', '.join(TRAINED)} or a Python file such as ./my_gan.py"

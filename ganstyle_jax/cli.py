@@ -22,6 +22,7 @@ from ganstyle_jax.commands import (
     plan,
     quickstart,
     report,
+    restore,
     sample,
     stylize,
     texture,
@@ -34,6 +35,7 @@ Command = (
     | Annotated[train.Train, tyro.conf.subcommand("train")]
     | Annotated[stylize.Stylize, tyro.conf.subcommand("stylize")]
     | Annotated[texture.Texture, tyro.conf.subcommand("texture")]
+    | Annotated[restore.Restore, tyro.conf.subcommand("restore")]
     | Annotated[sample.Sample, tyro.conf.subcommand("sample")]
     | Annotated[apply.Apply, tyro.conf.subcommand("apply")]
     | Annotated[export.Export, tyro.conf.subcommand("export")]
@@ -76,7 +78,8 @@ def main(args: list[str] | None = None) -> None:
         if len(args) > 1 and args[0] in ("train", "plan") and not args[1].startswith("-"):
             (train.train if args[0] == "train" else plan.plan)(args[1], args[2:])
             return
-        own = {"stylize": stylize.run, "texture": texture.run, "evaluate": evaluate.run, "apply": apply.run}
+        own: dict[str, Any] = {"stylize": stylize.run, "texture": texture.run, "restore": restore.run}
+        own |= {"evaluate": evaluate.run, "apply": apply.run}
         if args and args[0] in own:
             own[args[0]](args[1:])
             return

@@ -11,7 +11,8 @@ import ganstyle_jax
 PACKAGE = Path(ganstyle_jax.__file__).parent
 # From the street to the cellar: a room may use those that stand further down.
 ORDER = [
-    *("__main__", "cli", "commands", "export", "look", "stylize", "forward", "loop", "judge", "contract", "earlier"),
+    *("__main__", "cli", "commands", "export", "look", "restoration", "stylize", "forward", "loop", "judge"),
+    *("contract", "earlier"),
     *("gan", "style", "restore", "features", "data", "nn"),
     *("programs", "method_file", "control", "builtin", "io", "__init__"),
 ]

@@ -50,6 +50,7 @@ def every_block(text):
         page.Figures((Figure(picture, text, text), Note(text))),
         Neighbours((((picture, text, (text,)),),)),
         Film((text, text), (Column(((0, picture), (1, picture)), text, text, (text, text)),), text),
+        page.Split(picture, picture, (text, text), (text, text), text, text),
         page.charts([page.chart(text, {text: [(0, 1.0), (1, 2.0)]}, text, [(0, text, "alarm-line")])]),
     ]
 

@@ -16,7 +16,7 @@ class Plan:
     """What a step takes on TPUs that are not here. `ganstyle plan METHOD --help` lists the settings."""
 
     method: Annotated[
-        tyro.conf.Positional[str], tyro.conf.arg(help=f"{', '.join(builtin.OPTIMISED)}, {builtin.OR_FILE}")
+        tyro.conf.Positional[str], tyro.conf.arg(help=f"{next(iter(builtin.OPTIMISED))}, {builtin.OR_FILE}")
     ]
     settings: tyro.conf.Positional[tuple[str, ...]] = ()  # --topology and the method's settings
 

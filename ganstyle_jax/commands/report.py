@@ -12,7 +12,7 @@ from ganstyle_jax.commands import flags
 class Report:
     """Write one HTML file that shows runs, alone or side by side, and opens in any browser without a network.
 
-    RUN is a folder that `ganstyle train` left, or `ganstyle stylize --run-dir`.
+    RUN is a folder that `ganstyle train` left, or `--run-dir` of `ganstyle stylize` or `ganstyle restore`.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]  # run folders

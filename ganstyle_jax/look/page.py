@@ -177,6 +177,18 @@ class Film:
 
 
 @dataclasses.dataclass(frozen=True)
+class Split:
+    """Two pictures of one size, the second over the first, and a slider that says where it begins."""
+
+    before: Picture
+    after: Picture
+    alts: tuple[str, str]
+    titles: tuple[str, str]  # at the ends of the slider
+    what: str  # that the slider chooses
+    caption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Chart:
     """A line chart, see `chart`."""
 
@@ -192,7 +204,7 @@ class Charts:
     items: tuple[Chart, ...]
 
 
-Block = Text | Note | Heading | Table | Settings | Details | Figures | Neighbours | Film | Charts
+Block = Text | Note | Heading | Table | Settings | Details | Figures | Neighbours | Film | Split | Charts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ganstyle_jax import contract, data
+from ganstyle_jax import builtin, contract, data
 from ganstyle_jax.contract import Method
 from ganstyle_jax.io.files import UserError, first_line, gigabytes
 from ganstyle_jax.loop import sources
@@ -85,6 +85,8 @@ def module_and_settings(name: str) -> tuple[ModuleType, type]:
     if contract.trains(name):
         return contract.find(name).module, TrainingSettings
     module = contract.module_of(name)
+    if not hasattr(module, "PlanSettings"):
+        raise UserError(f"{name} has no plan, as each of its pictures is one chip's: give {builtin.OR_FILE}")
     return module, module.PlanSettings
 
 

@@ -182,8 +182,8 @@ def same(x: jax.Array, kernel: jax.Array, padding: Padding = "reflect") -> jax.A
 
 
 def reduce(x: jax.Array, kernel: jax.Array, padding: Padding = "reflect") -> jax.Array:
-    """Stride 2, padded by one pixel: (b, h, w, c), (3, 3, c, d) -> (b, h/2, w/2, d); h and w even."""
-    x = padded(x, 1, padding)
+    """Stride 2, padded by half of the kernel: (b, h, w, c), (p, p, c, d) -> (b, h/2, w/2, d); h and w even, p odd."""
+    x = padded(x, len(kernel) // 2, padding)
     return _cpu_strided(x, kernel) if on_cpu("auto") else _strided(x, kernel)
 
 
@@ -250,7 +250,8 @@ def _valid_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _valid_forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _valid_to_few(x, kernel) if kernel.shape[1] > 4 and kernel.shape[3] <= FEW else _valid(x, kernel)
+    large = 4 < kernel.shape[1] < x.shape[2] // 2  # and no picture, as where gradients by kernels are taken
+    return _valid_to_few(x, kernel) if large and kernel.shape[3] <= FEW else _valid(x, kernel)
 
 
 _cpu_valid = jax.custom_vjp(_valid_forward)
@@ -262,11 +263,12 @@ def _strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _strided_of_cells(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_strided`, (b, h, w, c), (3, 3, c, d) -> (b, h/2 - 1, w/2 - 1, d), of even h and w."""
-    (b, h, w, c), d = x.shape, kernel.shape[3]
+    """`_strided`, (b, h, w, c), (p, p, c, d) -> (b, (h - p + 1)/2, (w - p + 1)/2, d), of even h and w and odd p."""
+    (b, h, w, c), (p, _, _, d) = x.shape, kernel.shape
     cells = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
-    kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(2, 2, 2, 2, c, d)
-    return valid(cells, kernel.transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * c, d))
+    n = (p + 1) // 2  # cells that a kernel touches
+    kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(n, 2, n, 2, c, d)
+    return valid(cells, kernel.transpose(0, 2, 1, 3, 4, 5).reshape(n, n, 4 * c, d))
 
 
 _cpu_strided = jax.custom_vjp(_strided)

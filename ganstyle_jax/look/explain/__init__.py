@@ -35,6 +35,10 @@ def run(run_dir: Path, out: Path | None = None, step: int | None = None, setting
     out = run_dir / "explain" if out is None else out
     settings = settings or Settings()
     if not contract.trains(description["method"]):
+        if "styles" not in description["loop"]:
+            raise UserError(
+                f"{run_dir} holds a restored picture, of which there is nothing to explain: see ganstyle report"
+            )
         files = [run_dir / f"{name}.png" for name in ("content", "style-1", "result")]
         if missing := [str(file) for file in files if not file.is_file()]:
             raise UserError(f"there is no {', no '.join(missing)} yet: wait until ganstyle stylize is done")

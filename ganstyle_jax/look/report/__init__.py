@@ -1,8 +1,8 @@
 """`ganstyle report`: one HTML file that shows runs, alone or side by side, and opens in any browser without a network.
 
 training.py lays out a run that trained a network, with evaluations.py and drawn.py; stylised.py one of `ganstyle
-stylize --run-dir`, which optimised a picture; layout.py what both have in common. folder.py reads run folders, and
-../page.py and ../templates make HTML of it all.
+stylize --run-dir`, which optimised a picture; restored.py one of `ganstyle restore --run-dir`; layout.py what they have
+in common. folder.py reads run folders, and ../page.py and ../templates make HTML of it all.
 """
 
 import time
@@ -13,7 +13,7 @@ from ganstyle_jax import __version__
 from ganstyle_jax.io.files import UserError, atomic_path
 from ganstyle_jax.look import page
 from ganstyle_jax.look.page import Page
-from ganstyle_jax.look.report import folder, layout, stylised, training
+from ganstyle_jax.look.report import folder, layout, restored, stylised, training
 
 
 def write(folders: Sequence[Path], out: Path, training_images: int = 5000) -> Path:
@@ -40,9 +40,11 @@ def write(folders: Sequence[Path], out: Path, training_images: int = 5000) -> Pa
 def lay_out(found: Sequence[folder.Run], training_images: int) -> Page:
     """The page of these runs."""
     trained = [run for run in found if run.is_trained]
-    styled = [run for run in found if not run.is_trained]
+    styled = [run for run in found if run.kind == "stylised"]
+    mended = [run for run in found if run.kind == "restored"]
     sections = training.sections(trained, training_images) if trained else []
     sections += stylised.sections(styled) if styled else []
+    sections += restored.sections(mended) if mended else []
     sections += [layout.explanations(found), layout.settings(found), layout.versions(found)]
     alone = len(found) == 1
     now = time.strftime("%Y-%m-%d %H:%M")

@@ -10,12 +10,12 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from ganstyle_jax import contract
+from ganstyle_jax import builtin, contract
 from ganstyle_jax.io.files import UserError, first_line
 from ganstyle_jax.look.words import is_number, short, shortened, told_apart
 from ganstyle_jax.loop import runs
@@ -41,6 +41,13 @@ class Run:
     def is_trained(self) -> bool:
         """Whether a network was trained, and not one picture optimised."""
         return contract.trains(self.method)
+
+    @property
+    def kind(self) -> Literal["training", "stylised", "restored"]:
+        """The name of the module that lays it out."""
+        if self.is_trained:
+            return "training"
+        return "restored" if ".restore." in builtin.OPTIMISED[self.method] else "stylised"
 
     @property
     def data(self) -> str | dict[str, str]:
@@ -84,7 +91,8 @@ def read(folder: Path | str, name: str) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
-            f"there is no run folder {folder}: give one that ganstyle train or ganstyle stylize --run-dir left"
+            f"there is no run folder {folder}: give one that ganstyle train left, or --run-dir of ganstyle stylize or "
+            "ganstyle restore"
         )
     description = runs.read(folder)
     lines = [shortened(line) for line in runs.read_lines(folder / "metrics.jsonl") if is_number(line.get("step"))]

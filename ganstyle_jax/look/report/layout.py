@@ -18,7 +18,7 @@ EXPLAIN_BYTES = 3_000_000  # of the page for the pictures of `ganstyle explain`,
 
 def kind_of(run: Run) -> ModuleType:
     """The module that lays out runs of this kind, by its `summary`, `facts`, `defaults` and `sections`."""
-    return importlib.import_module(f"ganstyle_jax.look.report.{'training' if run.is_trained else 'stylised'}")
+    return importlib.import_module(f"ganstyle_jax.look.report.{run.kind}")
 
 
 def facts(found: Sequence[Run]) -> tuple[Fact, ...]:
@@ -30,7 +30,7 @@ def facts(found: Sequence[Run]) -> tuple[Fact, ...]:
     differing = [name for name in differing_settings(found) if name not in said][:4]
     told = []
     for run in found:
-        same_kind = [other.name for other in found if other.is_trained == run.is_trained]  # that share its charts
+        same_kind = [other.name for other in found if other.kind == run.kind]  # that share its charts
         chosen = {name: run.settings[name] for name in differing if name in run.settings}
         words = ", ".join(f"{short(name).replace('_', ' ')} {setting(value)}" for name, value in chosen.items())
         lines = (kind_of(run).summary(run), *([words] if words else []))
