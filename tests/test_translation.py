@@ -117,7 +117,7 @@ def test_any_size_is_reflected_and_cropped(network):
     "upsampling, padding", [("transposed", "reflect"), ("nearest", "reflect"), ("nearest", "zero")]
 )
 def test_what_is_not_made_has_no_effect(x64, upsampling, padding, affine):
-    network = ResNetGenerator(2, 2, upsampling, padding, affine)
+    network = ResNetGenerator(2, 2, upsampling, padding, affine=affine)
     params, images = weights(network), np.tanh(draw(0, 1, 16, 16, 3))
     shapes = network.shapes
 
