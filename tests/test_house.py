@@ -20,7 +20,12 @@ ORDER = [
 METHODS = ("gan", "style", "restore")
 APART = {(a, b) for a in (*METHODS, "loop", "judge") for b in METHODS if a != b}
 # Weights go into run folders and come out of them; only when asked to.
-UPWARDS = {("gan/convert.py", "loop"), ("style/fast_style_files.py", "loop"), ("style/adain_files.py", "loop")}
+UPWARDS = {
+    ("gan/convert.py", "loop"),
+    ("gan/cyclegan_files.py", "loop"),
+    ("style/fast_style_files.py", "loop"),
+    ("style/adain_files.py", "loop"),
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

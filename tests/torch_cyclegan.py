@@ -58,6 +58,7 @@ class UnetBlock(nn.Module):
         y = self.up(F.relu(y))
         if self.outermost:
             return torch.tanh(y)
+        assert self.upnorm is not None
         y = self.upnorm(y)
         y = y if self.mask is None else y * self.mask
         return torch.cat([x, y], 1)

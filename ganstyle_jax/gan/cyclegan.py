@@ -245,8 +245,8 @@ def remember(
         shown = jnp.where(~filling & swap, old, fake)
         return {"pictures": pictures, "count": jnp.minimum(count + 1, size)}, shown
 
-    history, shown = lax.scan(one, dict(history), (fakes, *history_draws(key, len(fakes), size)))
-    return history, layers.local_part(shown, axis_name)
+    new, shown = lax.scan(one, dict(history), (fakes, *history_draws(key, len(fakes), size)))
+    return new, layers.local_part(shown, axis_name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -390,7 +390,8 @@ def paired_step(
 
     (total, terms), by_fake = jax.value_and_grad(gen_loss, has_aux=True)(fake)
     (gradient,) = pull_back(by_fake)
-    params, opt_state = descend(state.replace(params=params, opt_state=opt_state), {way: gradient}, cfg, axis_name)
+    moved = dataclasses.replace(state, params=params, opt_state=opt_state)
+    params, opt_state = descend(moved, {way: gradient}, cfg, axis_name)
     return params, opt_state, state.history, {"loss/gen": total, **terms, f"loss/{disc}": d_loss}
 
 
@@ -457,7 +458,7 @@ def contrastive_step(
     arguments = made, state.params[way], state.params["heads"]
     (total, terms), (by_made, direct, of_heads) = jax.value_and_grad(gen_loss, (0, 1, 2), has_aux=True)(*arguments)
     gradient = jax.tree.map(jnp.add, pull_back(by_made)[0], direct)
-    state = state.replace(params=params, opt_state=opt_state)
+    state = dataclasses.replace(state, params=params, opt_state=opt_state)
     params, opt_state = descend(state, {way: gradient, "heads": of_heads}, cfg, axis_name)
     return params, opt_state, state.history, {"loss/gen": total, **terms, f"loss/{disc}": d_loss}
 
