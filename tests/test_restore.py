@@ -504,4 +504,4 @@ def test_a_run_that_is_not_whole(tmp_path, capsys):
     assert "given.png is no picture that can be read" in words
     with pytest.raises(SystemExit):
         cli.main(["explain", str(tmp_path / "run")])
-    assert "holds a restored picture, and no network to look into" in capsys.readouterr().err
+    assert "holds a restored picture, of which there is nothing to explain" in capsys.readouterr().err
