@@ -494,7 +494,8 @@ def descend(
     params, opt_state = dict(state.params), dict(state.opt_state)
     for name, gradient in layers.pmean(dict(gradients), axis_name).items():
         updates, opt_state[name] = optimizer(cfg).update(gradient, opt_state[name], params[name])
-        params[name] = optax.apply_updates(params[name], updates)
+        moved: Any = optax.apply_updates(params[name], updates)
+        params[name] = moved
     return params, opt_state
 
 
