@@ -526,6 +526,7 @@ def test_a_noisy_photograph_is_restored(data_dir):
 # Experiment and benchmark
 
 
+@pytest.mark.slow
 def test_the_experiment_goes_on_where_it_was(data_dir, tmp_path, monkeypatch, capsys):
     script = load_script("deep_image_prior")
     settings = script.Settings(
