@@ -330,7 +330,8 @@ def part_of(state, index):
     """One of the leading axis, as if it were by itself."""
     shared = ("step", "limit")
     own = {name: value for name, value in vars(state).items() if name not in shared}
-    return state.replace(**jax.tree.map(lambda x: jnp.array(x[index]), own))
+    own = jax.tree.map(lambda x: x[index], own)
+    return jax.tree.map(jnp.array, state.replace(**own))  # copies: a state is used up
 
 
 @pytest.mark.parametrize("restarts", [2, prior.TOGETHER + 1])
@@ -391,14 +392,14 @@ def test_pictures_that_the_devices_do_not_divide_are_refused():
 
 def test_an_operator_of_ones_own_measures():
     """The mean of the colours, of a picture of another shape: the loss falls, and its picture has that mean."""
-    grey = picture(0, 20, 24).mean(-1)
-    cfg = dataclasses.replace(SMALL, stopping="steps", averaging=0.0)
+    grey = np.broadcast_to(np.linspace(-0.9, 0.9, 24, dtype=np.float32), (20, 24))
+    cfg = dataclasses.replace(SMALL, stopping="steps", averaging=0.0, learning_rate=0.05)
     state = prior.init(jax.random.key(0), grey, cfg, operator=colourless, shape=(20, 24, 3))
     state, trace = prior.advance(state, grey, cfg, 40, operator=colourless)
     made = prior.restored(state, cfg)
     assert made.shape == (20, 24, 3)
     losses = np.asarray(trace["loss"])[:, 0]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     found = np.mean((made.mean(-1) - grey) ** 2) / 4
     assert found < losses[-5:].max() * 1.1
 
@@ -525,6 +526,7 @@ def test_a_noisy_photograph_is_restored(data_dir):
 # Experiment and benchmark
 
 
+@pytest.mark.slow
 def test_the_experiment_goes_on_where_it_was(data_dir, tmp_path, monkeypatch, capsys):
     script = load_script("deep_image_prior")
     settings = script.Settings(
