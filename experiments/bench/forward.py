@@ -131,7 +131,8 @@ def serve(line: Any, blocks: int, upsampling: str, params: Any) -> None:
     sys.path.insert(0, str(machine.ROOT / "tests"))
     from torch_image_transform import TransformerNet
 
-    module = TransformerNet(params, blocks, upsampling).to(memory_format=torch.channels_last).eval()
+    module: Any = TransformerNet(params, blocks, upsampling)
+    module = module.to(memory_format=torch.channels_last).eval()
     run = {"eager": module, "compiled": torch.compile(module, dynamic=False)}
     while question := line.recv():
         what, mode, picture, style = question
