@@ -36,6 +36,7 @@ def cfg(tmp_path_factory) -> fast_style.Config:
         image_size=16,
         width=3,
         blocks=1,
+        output="tanh",
         features=str(folder / "features.safetensors"),
         content_layer="relu2_1",
         style_layers=("relu1_2", "relu3_1"),

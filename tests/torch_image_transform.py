@@ -35,8 +35,9 @@ class Layer(nn.Module):
 
 
 class TransformerNet(nn.Module):
-    def __init__(self, params, blocks, upsampling):
+    def __init__(self, params, blocks, upsampling, output="tanh"):
         super().__init__()
+        self.output = output
         down = [Layer(params["down1"]), Layer(params["down2"], 2), Layer(params["down3"], 2)]
         self.down = nn.ModuleList(down)
         self.firsts = nn.ModuleList([Layer(params[f"block{i + 1}"]["first"]) for i in range(blocks)])
@@ -54,7 +55,8 @@ class TransformerNet(nn.Module):
             x = x + second(F.relu(first(x, style)), style)
         for layer in self.up:
             x = F.relu(layer(x, style))
-        return torch.tanh(self.out(x, style)[:, :, :h, :w])
+        x = self.out(x, style)[:, :, :h, :w]
+        return torch.tanh(x) if self.output == "tanh" else x.clamp(-1, 1)
 
     def tree(self, read):
         """What `read` makes of each parameter (or its gradient), as the tree of `ImageTransform`, in NumPy."""

@@ -48,7 +48,7 @@ def main(settings: Settings) -> dict[str, Any]:
     if not model.method.has("network"):
         raise UserError(f"{settings.model} is a model of {model.method.name}, and this times fast style transfer")
     network = model.method.module.network(model.cfg)
-    ours, theirs = Ours(model), Theirs(network.blocks, network.upsampling, model.variables["params"])
+    ours, theirs = Ours(model), Theirs(model.variables["params"], network.blocks, network.upsampling, network.output)
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "torch", "numpy")),
         "network": {"width": network.width, "blocks": network.blocks, "styles": network.styles},
@@ -103,10 +103,10 @@ class Ours:
 class Theirs:
     """The side of PyTorch, in a process of its own."""
 
-    def __init__(self, blocks: int, upsampling: str, params: Any):
+    def __init__(self, *network: Any):
         context = multiprocessing.get_context("spawn")
         self.line, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, blocks, upsampling, params), daemon=True)
+        self.process = context.Process(target=serve, args=(other, *network), daemon=True)
         self.process.start()
 
     def ask(self, *question: Any) -> Any:
@@ -124,14 +124,14 @@ class Theirs:
         self.process.join()
 
 
-def serve(line: Any, blocks: int, upsampling: str, params: Any) -> None:
-    """Answers ("paint" or "time", mode, picture, style) until it is sent None."""
+def serve(line: Any, *network: Any) -> None:
+    """Answers ("paint" or "time", mode, picture, style) until it is sent None. network: what TransformerNet takes."""
     import torch
 
     sys.path.insert(0, str(machine.ROOT / "tests"))
     from torch_image_transform import TransformerNet
 
-    module: Any = TransformerNet(params, blocks, upsampling)
+    module: Any = TransformerNet(*network)
     module = module.to(memory_format=torch.channels_last).eval()
     run = {"eager": module, "compiled": torch.compile(module, dynamic=False)}
     while question := line.recv():

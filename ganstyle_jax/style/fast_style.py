@@ -4,10 +4,12 @@ Papers: arXiv:1603.08155, and for several styles in one network Dumoulin, Shlens
 photograph of a batch draws a style; what the network makes of it is compared with the photograph by features, and with
 the style by Gram matrices of features, of a network that is frozen.
 
-Differs: the transformation network, see nn/image_transform.py. Every term of the loss is relative, as where a
-picture is optimised: 1 for a picture without features, so that weights mean the same for every style, layer and feature
-network, where the paper's have to be found anew for each. With them styles are learned at like speed, and several share
-a network without one of large features drowning the others. Weights for pictures are averaged over training.
+Differs: the transformation network, see nn/image_transform.py, and colours are clipped in the place of a tanh, behind
+which saturated places are no longer learned: dark ones became black holes within a few thousand steps. Every term of
+the loss is relative, as where a picture is optimised: 1 for a picture without features, so that weights mean the same
+for every style, layer and feature network, where the paper's have to be found anew for each. With them styles are
+learned at like speed, and several share a network without one of large features drowning the others. Weights for
+pictures are averaged over training.
 """
 
 import dataclasses
@@ -43,7 +45,7 @@ class Config:
     width: int = 32  # channels at full size, twice as many at half of it and four times at a quarter
     blocks: int = 5  # residual blocks
     upsampling: Upsampling = "nearest"  # before a convolution; transposed: as in the paper, which leaves checkerboards
-    output: Output = "tanh"  # what takes colours to [-1, 1]; clip: for networks that were trained without tanh
+    output: Output = "clip"  # what takes colours to [-1, 1]; tanh, as in the paper: where it is flat nothing is learned
     features: str = "compact"  # the network that compares, by name or file; see ganstyle weights
     content_layer: str = "relu4_1"  # of that network, where the photograph is compared
     content_weight: float = 1.0  # of the content loss, which is 1 for a picture without features
