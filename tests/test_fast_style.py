@@ -234,7 +234,7 @@ def test_the_command_trains_and_applies(home, pictures, tmp_path, monkeypatch, c
     assert run.cfg.style == (DOCS / "faces.png", DOCS / "mnist.png")
     assert sorted(path.name for path in (tmp_path / "samples").iterdir())[-1] == "000002.png"
     picture = photographs(1).astype(np.float32).repeat(2, 1)[:, :19]
-    asked = run.method.requests_of(picture, run.cfg, fast_style.ApplySettings((0.0, 1.0)))
+    asked = run.method.requests_of(picture, run.cfg, fast_style.ApplySettings(blend=(0.0, 1.0)))
     made = run.draw(asked)
     assert list(made) == ["content", "result"] and made["result"].shape == picture.shape
     assert np.abs(made["result"] - run.draw(run.method.requests_of(picture, run.cfg))["result"]).max() > 1e-4
