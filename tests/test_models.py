@@ -124,6 +124,11 @@ def test_models_that_ship_are_found_by_name(file, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parent)
     assert models.shipped() == {"small": file}
     assert models.load("small").cfg == CFG
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()  # a folder of something else does not hide it, a run folder does
+    assert models.place_of("small") == file
+    (tmp_path / "small" / "run.json").touch()
+    assert models.place_of("small") == Path("small")
     with pytest.raises(UserError, match="the models that come with the package are small"):
         models.load("large")
 

@@ -227,10 +227,10 @@ def shipped() -> dict[str, Path]:
 def place_of(name: Path | str) -> Path:
     """The run folder or file that is meant by a path, or by the name of a model that ships. UserError where none is."""
     path, here = Path(name), shipped()
+    if str(name) in here and not path.is_file() and not (path / "run.json").exists():
+        return here[str(name)]  # also where a folder is called so, as one of paintings may be
     if path.exists():
         return path
-    if str(name) in here:
-        return here[str(name)]
     names = f"the models that come with the package are {', '.join(here)}" if here else "no models come with it yet"
     raise UserError(
         f"there is no run folder or model {name}: give a folder of runs/, a {SUFFIX} file, or a name; {names}"
