@@ -443,7 +443,7 @@ def test_an_empty_side_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"No images in .*empty"):
         sources.opened(sources.named({"a": str(full), "b": str(empty)}, method, CFG), method, CFG, 0)
     with pytest.raises(
-        UserError, match=r"cyclegan learns from 2 sets of pictures: give --data a=SOURCE b=SOURCE, got a"
+        UserError, match=r"cyclegan learns from 2 sets of pictures: give --data a=SOURCE b=SOURCE, .*got a"
     ):
         sources.named({"a": str(full)}, method, CFG)
 

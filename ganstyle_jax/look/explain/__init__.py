@@ -35,7 +35,7 @@ def run(run_dir: Path, out: Path | None = None, step: int | None = None, setting
     out = run_dir / "explain" if out is None else out
     settings = settings or Settings()
     if not contract.trains(description["method"]):
-        if "styles" not in description["loop"]:
+        if not hasattr(contract.module_of(description["method"]), "stylize"):
             raise UserError(
                 f"{run_dir} holds a restored picture, of which there is nothing to explain: see ganstyle report"
             )
