@@ -72,6 +72,9 @@ def main(settings: Settings) -> dict[str, Any]:
     for name in ("photographs", "styles", "optimised"):
         (settings.out / name).mkdir(parents=True, exist_ok=True)
     judges = [judge for judge, _ in style_judge.load_judges(settings)]  # type: ignore[arg-type]
+    least = max(judge.smallest_side for judge in judges)
+    if min(settings.size, settings.style_size) < least:
+        raise UserError(f"--size and --style-size must be at least {least}, for those who judge")
     contents = photographs(settings)
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "optax", "numpy", "pillow")),

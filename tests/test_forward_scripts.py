@@ -1,5 +1,6 @@
 """Painting in one pass, judged and timed: tables in closed form, and whole runs in small."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from scripts import EXPERIMENTS, load_script
 from test_export import model_file
 
 from ganstyle_jax.features import network_files, vgg
+from ganstyle_jax.io.files import UserError
 
 script = load_script("forward_judge")
 pytestmark = pytest.mark.usefixtures("home")
@@ -42,21 +44,23 @@ def test_a_whole_judgement_in_small(data_dir, tmp_path, monkeypatch):
     settings = script.Settings(
         data=data_dir,
         models=(str(model), str(adain)),
-        size=48,
-        style_size=64,
+        size=96,
+        style_size=128,
         photographs=2,
         any_styles=2,
         network=str(tmp_path / "tiny.safetensors"),
         out=tmp_path / "out",
         json=tmp_path / "record.json",
     )
+    with pytest.raises(UserError, match="--size and --style-size must be at least"):
+        script.main(dataclasses.replace(settings, size=16))
     record = script.main(settings)
     assert record == json.loads((tmp_path / "record.json").read_text())
     assert [(line["model"], line["style"]) for line in record["summary"]] == [
         *(("two.safetensors", style) for style in ("starry_night", "night", "all")),
         *(("adain.safetensors", style) for style in ("starry_night", "the_scream", "all")),
     ]
-    of = [line["vgg19"] for line in record["summary"]]
+    of = [line["squeezenet"] for line in record["summary"]]  # the real one
     assert all(line["optimised"] < line["photograph"] for line in of)
     for name in ("two.png", "adain.png"):
         assert (tmp_path / "out" / name).exists()
