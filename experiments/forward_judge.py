@@ -140,14 +140,17 @@ def learned(settings: Settings, model: models.Model) -> list[tuple[str, Path]]:
     """The names of the styles that a network holds, and their pictures."""
     found = []
     for path in model.cfg.style:
-        name, drawn = Path(path).stem, settings.out / "styles" / f"{Path(path).stem}.png"
-        if name in DRAWN:
-            if not drawn.exists():
-                pictures.write_picture(drawn, painting.painting(1024, subject=DRAWN[name]))
-            found.append((name, drawn))
-        else:
-            found.append((name, style_judge.find(settings.data, str(path))))
+        name = Path(path).stem
+        found.append((name, drawn(settings, name) if name in DRAWN else style_judge.find(settings.data, str(path))))
     return found
+
+
+def drawn(settings: Settings, name: str) -> Path:
+    """The file of a painting of the package's own, which is drawn once."""
+    path = settings.out / "styles" / f"{name}.png"
+    if not path.exists():
+        pictures.write_picture(path, painting.painting(1024, subject=DRAWN[name]))
+    return path
 
 
 def unseen(settings: Settings) -> list[tuple[str, Path]]:
@@ -155,19 +158,13 @@ def unseen(settings: Settings) -> list[tuple[str, Path]]:
     names = ("starry_night", "the_scream", "shipwreck", "escher_sphere", "frida_kahlo", "picasso_selfport1907")
     names += ("seated-nude", "woman-with-hat-matisse")
     found = [(name, style_judge.find(settings.data, name)) for name in names]
-    for name, subject in DRAWN.items():
-        path = settings.out / "styles" / f"{name}.png"
-        if not path.exists():
-            pictures.write_picture(path, painting.painting(1024, subject=subject))
-        found.append((name, path))
-    folder = settings.out / "styles"
+    found += [(name, drawn(settings, name)) for name in DRAWN]
     with zipfile.ZipFile(settings.unseen or settings.data / "datasets" / "pacs_photo_art_160px.zip") as archive:
         there = [name for name in archive.namelist() if name.lower().endswith(".jpg")]
         if settings.unseen is None:
             there = [name for name in there if "art_painting" in name][::73]
         for name in there:
-            path = folder / Path(name).name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = settings.out / "styles" / Path(name).name
             path.write_bytes(archive.read(name))
             found.append((path.stem, path))
     return found[: settings.any_styles]

@@ -2,8 +2,6 @@
 
 import os
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -21,13 +19,3 @@ def keep() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and not jax.config.values.get("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def compiled_for_once(function: Callable, **options: Any) -> Any:
-    """`jax.jit(function, **options)` for what is computed once, such as the first weights of a network.
-
-    On CPUs the compiler optimises it less: the random draws of DCGAN's weights take it 2 s in the place of 14 s, and
-    give the same bits.
-    """
-    few = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=few, **options)

@@ -28,6 +28,7 @@ from ganstyle_jax.features.array_files import not_finite
 from ganstyle_jax.features.state_dicts import StateDict, plain_names
 from ganstyle_jax.gan import cyclegan
 from ganstyle_jax.io.files import UserError
+from ganstyle_jax.nn.image_transform import layer_of, put_layer
 from ganstyle_jax.nn.translation import Params, ResNetGenerator, UNetGenerator
 
 Generator = ResNetGenerator | UNetGenerator
@@ -86,7 +87,7 @@ def to_torch(params: Mapping[str, Any], generator: Generator) -> StateDict:
         )
     state: StateDict = {}
     for layer, (conv, norm) in names_of(generator).items():
-        weights = _at(params, layer)
+        weights = layer_of(params, layer)
         kernel = np.asarray(weights["kernel"])
         after = kernel.shape[3]
         state[f"{conv}.weight"] = np.ascontiguousarray(kernel.transpose(_axes(layer)))
@@ -133,11 +134,7 @@ def from_torch(state: Mapping[str, np.ndarray], silent: bool = False) -> tuple[G
             weights["bias"] = bias
         if norm is not None and generator.affine:
             weights |= {"scale": take(f"{norm}.weight", shape[3:]), "shift": take(f"{norm}.bias", shape[3:])}
-        block, _, half = layer.partition("/")
-        if half:
-            params.setdefault(block, {})[half] = weights
-        else:
-            params[block] = weights
+        put_layer(params, layer, weights)
     if left:
         raise UserError(f"the file also holds {', '.join(map(str, list(left)[:4]))}, for which {what} has no place")
     return generator, params
@@ -145,11 +142,6 @@ def from_torch(state: Mapping[str, np.ndarray], silent: bool = False) -> tuple[G
 
 def _axes(layer: str) -> tuple[int, ...]:
     return TRANSPOSED if layer.startswith("up") else CONV
-
-
-def _at(params: Mapping[str, Any], layer: str) -> Any:
-    block, _, half = layer.partition("/")
-    return params[block][half] if half else params[block]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from ganstyle_jax.loop.journal import Journal, Terminal
 from ganstyle_jax.loop.lock import held
 from ganstyle_jax.loop.settings import Loop
 from ganstyle_jax.loop.step import abstract_state, everywhere, make_advance, make_mesh, shardings_of
+from ganstyle_jax.nn import compiled
 
 __all__ = ["Loop", "run"]
 
@@ -116,7 +117,7 @@ def _run(method: Method, cfg: Any, data: Any, loop: Loop, control: Control, star
     elif loop.resume == "required":
         raise UserError(f"{run_dir} holds no checkpoint to resume; use --resume auto to begin where there is none")
     else:
-        make = programs.compiled_for_once(
+        make = compiled.once(
             lambda key, constants: method.init(key, cfg, constants), out_shardings=shardings_of(abstract)
         )
         step, state = 0, make(key_init, constants)

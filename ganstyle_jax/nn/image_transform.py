@@ -12,14 +12,14 @@ shifts of their own for each, blended by weights (Dumoulin, Shlens & Kudlur 2017
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ganstyle_jax.nn.convolutions import on_cpu
+from ganstyle_jax.nn.convolutions import FEW, on_cpu
 from ganstyle_jax.nn.norm import instance_norm
 
 Params = dict[str, dict]  # {layer: {"kernel", "bias", "scale", "shift"}}, or of a block {"first": .., "second": ..}
@@ -28,6 +28,21 @@ Upsampling = Literal["nearest", "transposed"]
 Output = Literal["tanh", "clip"]
 Padding = Literal["reflect", "zero"]
 SMALLEST = 16  # pixels of a side: reflection at a quarter of the size needs more than one
+
+
+def layer_of(params: Mapping[str, Any], name: str) -> Any:
+    """What a tree holds for a layer, "down1", or for a half of a block, "block1/first"."""
+    block, _, half = name.partition("/")
+    return params[block][half] if half else params[block]
+
+
+def put_layer(params: dict[str, Any], name: str, weights: Any) -> None:
+    """Puts it where `layer_of` finds it."""
+    block, _, half = name.partition("/")
+    if half:
+        params.setdefault(block, {})[half] = weights
+    else:
+        params[block] = weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +93,7 @@ class ImageTransform:
             if name != "out":
                 layer["scale"] = jnp.ones((self.styles, after), dtype)
                 layer["shift"] = jnp.zeros((self.styles, after), dtype)
-            block, _, half = name.partition("/")
-            if half:
-                params.setdefault(block, {})[half] = layer
-            else:
-                params[name] = layer
+            put_layer(params, name, layer)
         return params
 
     def trained(self, params: Params) -> Params:
@@ -230,9 +241,6 @@ def _valid_backward(residuals: tuple[jax.Array, jax.Array], y: jax.Array) -> tup
     # Channels in the place of pictures and pictures in that of channels, brought there before the convolution.
     swapped = lax.optimization_barrier((x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)))
     return by_x, _cpu_valid(*swapped).transpose(1, 2, 0, 3)
-
-
-FEW = 4  # channels, such as a picture's, which fill no vector
 
 
 def _valid_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -23,7 +23,17 @@ import jax
 import jax.numpy as jnp
 
 from ganstyle_jax.nn import layers
-from ganstyle_jax.nn.image_transform import Padding, Upsampling, enlarge, padded, reduce, same, transposed, valid
+from ganstyle_jax.nn.image_transform import (
+    Padding,
+    Upsampling,
+    enlarge,
+    padded,
+    put_layer,
+    reduce,
+    same,
+    transposed,
+    valid,
+)
 
 Params = dict[str, Any]  # {layer: {"kernel", ...}}, or of a block {"first": .., "second": ..}
 SMALLEST = 16  # pixels of a side: reflection at a quarter of the size needs more than one
@@ -122,10 +132,7 @@ class ResNetGenerator:
             block, _, half = name.partition("/")
             if half == "second" and self.silent_shift(block):
                 layer.pop("shift", None)
-            if half:
-                params.setdefault(block, {})[half] = layer
-            else:
-                params[name] = layer
+            put_layer(params, name, layer)
         return params
 
     def silent_shift(self, block: str) -> bool:

@@ -21,7 +21,7 @@ from ganstyle_jax.features import array_files, torch_files
 from ganstyle_jax.features.array_files import not_finite
 from ganstyle_jax.features.state_dicts import StateDict, plain_names
 from ganstyle_jax.io.files import UserError
-from ganstyle_jax.nn.image_transform import ImageTransform, Params
+from ganstyle_jax.nn.image_transform import ImageTransform, Params, layer_of, put_layer
 from ganstyle_jax.style import fast_style
 
 HALF = 127.5  # of colours in 0..255, whose middle it is
@@ -51,7 +51,7 @@ def to_torch(params: Mapping[str, Any], transform: ImageTransform, blend: Any) -
         )
     state: StateDict = {}
     for layer, (conv, norm) in names_of(transform).items():
-        weights = _at(params, layer)
+        weights = layer_of(params, layer)
         kernel, bias = (np.asarray(weights[part], np.float64).copy() for part in ("kernel", "bias"))
         if layer == "down1":
             kernel /= HALF
@@ -100,19 +100,10 @@ def from_torch(state: Mapping[str, np.ndarray]) -> tuple[fast_style.Config, Para
             weights["scale"] = take(f"{norm}.weight", (after,))[None]
             weights["shift"] = take(f"{norm}.bias", (after,))[None]
         weights = {part: jnp.asarray(x, jnp.float32) for part, x in weights.items()}
-        block, _, half = layer.partition("/")
-        if half:
-            params.setdefault(block, {})[half] = weights
-        else:
-            params[block] = weights
+        put_layer(params, layer, weights)
     if left:
         raise UserError(f"the file also holds {', '.join(map(str, list(left)[:4]))}, for which there is no place")
     return cfg, params
-
-
-def _at(params: Mapping[str, Any], layer: str) -> Any:
-    block, _, half = layer.partition("/")
-    return params[block][half] if half else params[block]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ganstyle_jax import programs
 from ganstyle_jax.look.explain.sections import FAKE, PLAIN, REAL, Picture, Section, figure, show
 from ganstyle_jax.look.explain.subject import Settings, Subject
+from ganstyle_jax.nn import compiled
 
 Logit = Callable[[jax.Array], jax.Array]  # images (b, h, w, c) to logits (b,), each of its own image alone
 Judge = Callable[[Any, jax.Array], jax.Array]  # a state and images to logits
@@ -203,7 +203,7 @@ def sections(subject: Subject, out: Path, settings: Settings) -> list[Section]:
     real = fake[:0] if subject.real is None else subject.real[:EACH]
     baseline = (subject.real if subject.real is not None else fake).mean(0)
     key = jax.random.key(settings.seed)
-    init = programs.compiled_for_once(lambda key: run.method.init(key, run.cfg, run.constants))
+    init = compiled.once(lambda key: run.method.init(key, run.cfg, run.constants))
     pictures, states = np.concatenate([real, fake]), [run.state, init(jax.random.fold_in(key, 1))]
     found, untrained = attributions(judge, states, pictures, baseline.astype(pictures.dtype), key)
     draw_maps(out / "saliency.png", pictures, len(real), found, untrained)
