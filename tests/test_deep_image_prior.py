@@ -571,6 +571,6 @@ def test_the_benchmark_compares_what_agrees(torch, tmp_path):
     )
     record = bench.main(settings)
     (result,) = record["results"]
-    assert record["exact_parity"]["weights"] < 1e-9 and result["ratio"] > 0 and result["side_by_side"] > 0
+    assert record["exact_parity"]["gradients"] < 1e-9 and result["ratio"] > 0 and result["side_by_side"] > 0
     with pytest.raises(UserError, match=r"loss differs by 1 from PyTorch's, more than 0.5: not timed"):
         bench.parity_errors({"loss": 1.0}, {"loss": 2.0}, {"loss": 0.5})

@@ -70,9 +70,15 @@ class Network(nn.Module):
 
     def values(self) -> dict[str, "torch.Tensor"]:
         """The inverse: arrays laid out as ours, by names."""
-        return {
-            name: (x.permute(2, 3, 1, 0) if x.ndim == 4 else x).detach().clone() for name, x in self.by_name().items()
-        }
+        return self._as_ours(self.by_name())
+
+    def gradients(self) -> dict[str, "torch.Tensor"]:
+        """As `values`, after a backward pass."""
+        return self._as_ours({name: x.grad for name, x in self.by_name().items()})
+
+    @staticmethod
+    def _as_ours(found) -> dict[str, "torch.Tensor"]:
+        return {name: (x.permute(2, 3, 1, 0) if x.ndim == 4 else x).detach().clone() for name, x in found.items()}
 
 
 def lanczos(x: torch.Tensor, factor: int) -> torch.Tensor:

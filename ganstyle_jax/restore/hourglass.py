@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from ganstyle_jax.nn.image_transform import enlarge, reduce, same
+from ganstyle_jax.nn.image_transform import enlarge, reduce, same, valid
 from ganstyle_jax.nn.norm import instance_norm
 
 Params = dict[str, Any]
@@ -122,9 +122,9 @@ class Hourglass:
         deeper = joined["scale"][None, skip:], joined["shift"][None, skip:]
         if self.upsampling[i] == "nearest":
             y = enlarge(instance_norm(y, *deeper), kernel[:, :, skip:])
-            y = sum((same(s, kernel[:, :, :skip]) for s in beside), start=y)
         else:
-            y = same(jnp.concatenate([*beside, instance_norm(bilinear(y), *deeper)], -1), kernel)
+            y = same(instance_norm(bilinear(y), *deeper), kernel[:, :, skip:])
+        y = sum((same(s, kernel[:, :, :skip]) for s in beside), start=y)
         y = _normal(y, of["up"])
         return _normal(_pointwise(y, of["point"]["kernel"]), of["point"]) if self.pointwise else y
 
@@ -147,4 +147,4 @@ def _normal(x: jax.Array, of: Params) -> jax.Array:
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return x @ kernel[0, 0]
+    return valid(x, kernel)
