@@ -1,8 +1,9 @@
 """CycleGAN's step as PyTorch does it fastest, of the networks and losses of tests/torch_cyclegan.py.
 
 What train_translation_torch.py trains with and cyclegan.py times. Beside the reference's step, which it equals: what a
-generator makes of both kinds of pictures is one batch, as are the pictures that a discriminator sees; discriminators
-have no gradients of their weights while the generators learn; Adam is fused. On a CPU that saves about a tenth.
+generator makes of both kinds of pictures is one batch, as are the pictures that a discriminator sees, unless `joined`
+is False; discriminators have no gradients of their weights while the generators learn; Adam is fused. At 64 pixels on
+one CPU core that saves about a tenth.
 
 PyTorch alone: neither JAX nor the package is imported, which the interpreter of a timing may lack.
 """
@@ -46,17 +47,26 @@ def optimizers(nets: dict[str, Any], rate: float) -> dict[str, torch.optim.Optim
 
 
 def step(
-    nets: dict[str, Any], optimizers: dict[str, Any], pools: dict[str, Any], real: dict[str, Any], draws: dict[str, Any]
+    nets: dict[str, Any],
+    optimizers: dict[str, Any],
+    pools: dict[str, Any],
+    real: dict[str, Any],
+    draws: dict[str, Any],
+    joined: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """One update of all networks, and its losses. real: {"a", "b": (n, 3, h, w)}; draws: of `reference.ImagePool.query`.
+    """One update of all networks; its losses. real: {"a", "b": (n, 3, h, w)}; draws: of `reference.ImagePool.query`.
 
     "cycle" and "identity" are means of both sides, as in the metrics of our training.
     """
+
+    def both(net: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+        return net(torch.cat([x, y])).chunk(2) if joined else (net(x), net(y))
+
     for name in JUDGES:
         nets[name].requires_grad_(False)
     fake, same, back = {}, {}, {}
     for x, y in ("ab", "ba"):
-        fake[y], same[y] = nets[f"{x}2{y}"](torch.cat([real[x], real[y]])).chunk(2)
+        fake[y], same[y] = both(nets[f"{x}2{y}"], real[x], real[y])
     for x, y in ("ab", "ba"):
         back[x] = nets[f"{y}2{x}"](fake[y])
     losses: dict[str, Any] = {
@@ -70,7 +80,7 @@ def step(
         name = f"disc_{x}"
         nets[name].requires_grad_(True)
         shown = pools[x].query(fake[x], *draws[x])
-        of_real, of_shown = nets[name](torch.cat([real[x], shown])).chunk(2)
+        of_real, of_shown = both(nets[name], real[x], shown)
         losses[name] = (reference.gan_loss(of_real, True, LOSS) + reference.gan_loss(of_shown, False, LOSS)) / 2
         _descend(optimizers[name], losses[name])
     return {name: loss.detach() for name, loss in losses.items()}
