@@ -102,7 +102,7 @@ def loaded(place: Path, step: int | None) -> tuple[dict[str, Any], runs.LoadedRu
         return {"run": place.name, "side": "ours", "step": run.step, "seed": seed}, run
     try:
         trained = json.loads((place / "train.json").read_text())
-        sizes = {name: trained["settings"][name] for name in ("image_size", "crop")}
+        sizes = {name: trained["settings"][name] for name in ("image_size", "crop", "discriminator_halvings")}
         seed, found, given = trained["settings"]["seed"], trained["step"], trained["data"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(

@@ -25,6 +25,8 @@ from typing import Any, Literal
 
 import machine
 import numpy as np
+import torch
+import torch_translation as translation
 import tyro
 
 from ganstyle_jax import contract, data
@@ -76,9 +78,6 @@ class Settings:
 
 def main(settings: Settings) -> dict[str, Any]:
     """Trains, and returns what train.json holds."""
-    import torch
-    import torch_translation as translation
-
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     memory, cfg = translation.LAYOUTS[settings.layout], settings.config
