@@ -91,7 +91,7 @@ def main(settings: Settings) -> dict[str, Any]:
     rng = np.random.default_rng([settings.seed, 1])
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("torch", "numpy", "pillow")),
-        "settings": dataclasses.asdict(settings) | {"out": str(settings.out)},
+        "settings": dataclasses.asdict(settings) | {"data": list(settings.data), "out": str(settings.out)},
         "data": given,
         "step": 0,
         "seconds": 0.0,
