@@ -8,6 +8,11 @@ Hardware and time: seconds for a hundred pictures of 64 pixels on a CPU, and as 
 Expected: of translations no number yet; see experiments/cyclegan.py for the aim. In relu3_4 the 100 test pictures of
     face2portrait at 64 pixels, each side, are 4.12e7 apart before anything is done, and the floor is 3.2e6.
 Command: python experiments/translation_distance.py runs/face2portrait --data face2portrait_128px.zip/test
+    python experiments/translation_distance.py runs/face2portrait runs/face2portrait_torch
+        --data face2portrait_128px.zip/test
+
+A folder that experiments/bench/train_translation_torch.py left is measured like a run; "side" says which of the two it
+is, "ours" or "PyTorch".
 
 Protocol: source and target pictures are cropped and resized as for training, to the crop that it saw; translations are
 rounded to 8 bits, as if they had been saved. Of each picture the features of each --layers are averaged over its places
@@ -22,7 +27,9 @@ Also measured, as means over test pictures of absolute differences in [-1, 1]: "
 """
 
 import dataclasses
+import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +38,7 @@ import tyro
 
 from ganstyle_jax import data
 from ganstyle_jax.commands import flags
-from ganstyle_jax.gan import cyclegan
+from ganstyle_jax.gan import cyclegan, cyclegan_files
 from ganstyle_jax.io import images, sheet
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.judge import features, networks
@@ -48,7 +55,7 @@ VGG19 = machine.ROOT / ".." / "shared" / "data" / "weights" / "vgg19_8bit.npz"
 class Settings:
     """What is translated, and by what it is judged."""
 
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]  # runs of cyclegan, such as of several seeds
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]  # runs of cyclegan, such as of several seeds, and PyTorch's
     data: tuple[str, ...] = ()  # test pictures, as `ganstyle train --data` takes them: PAIR.zip/test, or a=.. b=..
     weights: str = str(VGG19)  # the real VGG-19, a file or a name that `ganstyle weights list` shows
     layers: tuple[str, ...] = ("relu3_4", "relu2_2", "relu4_4")  # whose features are compared, the first to be quoted
@@ -72,11 +79,11 @@ def main(settings: Settings) -> dict[str, Any]:
         "rows": [],
     }
     for run_dir in settings.run_dirs:
-        run = runs.load(run_dir, settings.step)
+        about, run = loaded(run_dir, settings.step)
         if run.method.name != "cyclegan" or run.cfg.mode == "paired":
             raise UserError(f"{run_dir} is no run of cyclegan without pairs, whose pictures have a source and a target")
         for row, grid in measured(run, judges, settings):
-            record["rows"].append({"run": Path(run_dir).name, "step": run.step} | row)
+            record["rows"].append(about | row)
             place = run_dir / "translation_distance" / f"{run.step:06d}_{row['direction']}.png"
             images.save_png(place, sheet.of(grid, columns=1))
             machine.say(f"{run_dir} {row['direction']}: {in_words(row, settings.layers[0])}; pictures in {place}")
@@ -84,6 +91,31 @@ def main(settings: Settings) -> dict[str, Any]:
     if settings.json is not None:
         print(f"The record is in {machine.write_record(settings.json, record)}")
     return record
+
+
+def loaded(place: Path, step: int | None) -> tuple[dict[str, Any], runs.LoadedRun]:
+    """What a row says of a run or of a folder that PyTorch left, and the run."""
+    files = [place / f"latest_net_{name}.pth" for name in ("G_A", "G_B")]
+    if (place / "run.json").exists() or not all(path.exists() for path in files):
+        run = runs.load(place, step)
+        seed = runs.read(place).get("loop", {}).get("seed")
+        return {"run": place.name, "side": "ours", "step": run.step, "seed": seed}, run
+    try:
+        trained = json.loads((place / "train.json").read_text())
+        sizes = {name: trained["settings"][name] for name in ("image_size", "crop", "discriminator_halvings")}
+        seed, found, given = trained["settings"]["seed"], trained["step"], trained["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{place} holds {files[0].name} and no train.json of experiments/bench/train_translation_torch.py, which "
+            f"says what pictures they are for ({error!r}): ganstyle convert makes a run of the files"
+        ) from None
+    if step not in (None, found):
+        raise UserError(f"{place} holds PyTorch's step {found} alone: leave --step {step} out")
+    with tempfile.TemporaryDirectory() as folder:
+        cyclegan_files.import_files(files, Path(folder, "run"))
+        run = runs.load(Path(folder, "run"), **sizes)
+    about = {"run": place.name, "side": "PyTorch", "step": found, "seed": seed}
+    return about, dataclasses.replace(run, step=found, data=given, run_dir=place)
 
 
 def measured(run: runs.LoadedRun, judges: dict[str, networks.FeatureNetwork], settings: Settings) -> Any:
@@ -97,7 +129,7 @@ def measured(run: runs.LoadedRun, judges: dict[str, networks.FeatureNetwork], se
         made = drawn(run, way, real[x])
         back = drawn(run, f"{y}2{x}", made) if len(cfg.ways) == 2 else None
         same = drawn(run, way, real[y])
-        row: dict[str, Any] = {"direction": way, "seed": seed_of(run), "pixels": cfg.crop}
+        row: dict[str, Any] = {"direction": way, "pixels": cfg.crop}
         row |= {
             "source_count": len(real[x]),
             "target_count": len(real[y]),
@@ -149,10 +181,6 @@ def target_of_training(place: str | None, size: int, count: int) -> np.ndarray |
         return None
 
 
-def seed_of(run: runs.LoadedRun) -> Any:
-    return runs.read(run.run_dir).get("loop", {}).get("seed")
-
-
 def in_words(row: dict[str, Any], layer: str) -> str:
     of = row["layers"][layer]
     floor = "" if of["floor"] is None else f", floor {of['floor']:.4g}"
@@ -161,13 +189,23 @@ def in_words(row: dict[str, Any], layer: str) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """In Markdown."""
-    lines = [["run", "step", "", "layer", "source", "translated", "less", "floor", "cycle", "identity"], ["---"] * 10]
+    lines = [
+        ["run", "side", "step", "", "layer", "source", "translated", "less", "floor", "cycle", "identity"],
+        ["---"] * 11,
+    ]
     for row in rows:
         for layer, of in row["layers"].items():
             floor = "" if of["floor"] is None else f"{of['floor']:.4g}"
             cycle = "" if row["cycle"] is None else f"{row['cycle']:.3f}"
-            line = [row["run"], f"{row['step']:,}", row["direction"], layer, f"{of['source']:.4g}"]
-            line += [f"{of['translated']:.4g}", f"{of['reduction']:.0%}", floor, cycle, f"{row['identity']:.3f}"]
+            line = [row["run"], row["side"], f"{row['step']:,}", row["direction"], layer]
+            line += [
+                f"{of['source']:.4g}",
+                f"{of['translated']:.4g}",
+                f"{of['reduction']:.0%}",
+                floor,
+                cycle,
+                f"{row['identity']:.3f}",
+            ]
             lines.append(line)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -134,13 +134,13 @@ def test_a_translator_trains_and_is_measured_on_test_pictures(quick_compile, pai
     rows = {row["direction"]: row for row in record["rows"]}
     assert set(rows) == {"a2b", "b2a"}
     for way, row in rows.items():
-        assert (row["source_count"], row["target_count"], row["step"]) == (3, 3, 2)
+        assert (row["source_count"], row["target_count"], row["step"], row["side"]) == (3, 3, 2, "ours")
         of = row["layers"]["relu2_1"]
         assert of["reduction"] == pytest.approx(1 - of["translated"] / of["source"]) and of["floor"] > 0
         assert 0 < row["cycle"] < 2 and 0 < row["identity"] < 2 and f"colours/{way}" in row
         assert (tmp_path / "run/translation_distance" / f"000002_{way}.png").is_file()
     assert rows["a2b"]["layers"]["relu1_1"]["source"] == pytest.approx(rows["b2a"]["layers"]["relu1_1"]["source"])
-    assert "| run | 2 | a2b | relu2_1 |" in capsys.readouterr().out
+    assert "| run | ours | 2 | a2b | relu2_1 |" in capsys.readouterr().out
     with pytest.raises(UserError, match="give runs, test pictures by --data, and --layers"):
         judge.Settings((), (f"{pair}/test",))
 

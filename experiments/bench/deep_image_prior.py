@@ -21,20 +21,16 @@ nearly 0. Where any of this fails, the benchmark stops.
 The machine must have nothing else to do; `load_average` in the record says how it was at the beginning.
 """
 
-import contextlib
 import dataclasses
-import os
-import pickle
-import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Literal
 
 import machine
 import numpy as np
+from torch_process import Worker, serve
 
 from ganstyle_jax.io.files import UserError
 
@@ -155,10 +151,7 @@ class Torch:
     """The side of PyTorch. settings: of the network."""
 
     def __init__(self, settings: dict[str, Any], learning_rate: float, input_noise: float, averaging: float):
-        import torch
-
         sys.path.insert(1, str(machine.ROOT / "tests"))
-        torch.set_num_threads(machine.cores())
         self.settings, self.rate, self.noise, self.averaging = settings, learning_rate, input_noise, averaging
 
     def _network(self, params: Any, dtype: str) -> Any:
@@ -213,57 +206,6 @@ class Torch:
         import torch
 
         return {"versions": machine.versions(("torch", "numpy")), "threads": torch.get_num_threads()}
-
-
-class Worker:
-    """`Torch` in a process of its own, which gets (method, arguments) and answers (value, error), pickled."""
-
-    def __init__(self, python: Path, *arguments: Any):
-        paths = [str(machine.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        command = [str(python), str(Path(__file__).resolve()), "--worker"]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        self.ask("__init__", *arguments)
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        machine.end(self.process)
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer says so
-            pickle.dump((method, arguments), self.process.stdin)
-            self.process.stdin.flush()
-        try:
-            value, error = pickle.load(self.process.stdout)
-        except EOFError:
-            raise UserError(f"PyTorch's process ended with status {self.process.wait()}: see above") from None
-        if error:
-            raise UserError(f"PyTorch's process failed: {error}")
-        return value
-
-
-def serve() -> None:
-    """The other end of a `Worker`: answers on stdout until stdin closes."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not end up among the replies
-    side: Any = None
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while True:
-            method, arguments = pickle.load(sys.stdin.buffer)
-            value = error = None
-            try:
-                if method == "__init__":
-                    side = Torch(*arguments)
-                else:
-                    value = getattr(side, method)(*arguments)
-            except Exception as failure:
-                traceback.print_exc()
-                error = f"{type(failure).__name__}: {failure}"
-            pickle.dump((value, error), replies)
-            replies.flush()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -353,7 +295,8 @@ def main(bench: Bench) -> dict[str, Any]:
 
     network = {name: getattr(cfg, name) for name in NETWORK}
     ours = Ours(bench)
-    with Worker(bench.torch_python, network, cfg.learning_rate, cfg.input_noise, cfg.averaging) as theirs:
+    of_torch = network, cfg.learning_rate, cfg.input_noise, cfg.averaging
+    with Worker(Path(__file__), bench.torch_python, *of_torch) as theirs:
         about = theirs.ask("about")
         record["versions"] = {
             "jax": machine.versions(("ganstyle_jax", "jax", "jaxlib", "numpy")),
@@ -374,7 +317,7 @@ def main(bench: Bench) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        serve()
+        serve(Torch)
         sys.exit()
     import tyro  # not in the worker, whose interpreter may lack it
 

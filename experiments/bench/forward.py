@@ -11,7 +11,6 @@ Expected: experiments/results/forward_cpu.json. A quarter of an hour, most of it
 """
 
 import dataclasses
-import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import machine
 import numpy as np
+from torch_process import Worker, serve
 
 from ganstyle_jax.io.files import UserError
 
@@ -40,6 +40,8 @@ class Settings:
 
 
 def main(settings: Settings) -> dict[str, Any]:
+    import jax
+
     from ganstyle_jax.commands import flags
     from ganstyle_jax.loop import models
 
@@ -48,30 +50,33 @@ def main(settings: Settings) -> dict[str, Any]:
     if not model.method.has("network"):
         raise UserError(f"{settings.model} is a model of {model.method.name}, and this times fast style transfer")
     network = model.method.module.network(model.cfg)
-    ours, theirs = Ours(model), Theirs(model.variables["params"], network.blocks, network.upsampling, network.output)
+    ours, params = Ours(model), jax.device_get(model.variables["params"])
+    of_torch = params, network.blocks, network.upsampling, network.output
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "torch", "numpy")),
         "network": {"width": network.width, "blocks": network.blocks, "styles": network.styles},
         "rows": [],
     }
     modes = ["eager", *(["compiled"] if settings.compiled else [])]
-    for size in settings.sizes:
-        picture = np.random.default_rng(size).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
-        style = np.full((1, network.styles), 1 / network.styles, np.float32)
-        expected = ours.paint(picture, style)
-        for mode in modes:
-            if (wrong := float(np.abs(theirs.ask("paint", mode, picture, style) - expected).max())) > PARITY:
-                raise UserError(f"at {size} pixels PyTorch ({mode}) paints otherwise, by {wrong:.2g}: nothing is timed")
-        times: dict[str, list[float]] = {name: [] for name in ("ours", *modes)}
-        for _ in range(settings.rounds):
-            times["ours"].append(ours.time(picture, style))
+    with Worker(Path(__file__), Path(sys.executable), *of_torch) as theirs:
+        for size in settings.sizes:
+            picture = np.random.default_rng(size).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
+            style = np.full((1, network.styles), 1 / network.styles, np.float32)
+            expected = ours.paint(picture, style)
             for mode in modes:
-                times[mode].append(theirs.ask("time", mode, picture, style))
-        medians = {name: round(median(seconds), 5) for name, seconds in times.items()}
-        ratio = medians["ours"] / min(medians[mode] for mode in modes)
-        record["rows"].append({"size": size, "seconds": medians, "ratio": round(ratio, 3)})
-        print(record["rows"][-1], flush=True)
-    theirs.close()
+                if (wrong := float(np.abs(theirs.ask("paint", mode, picture, style) - expected).max())) > PARITY:
+                    raise UserError(
+                        f"at {size} pixels PyTorch ({mode}) paints otherwise, by {wrong:.2g}: nothing is timed"
+                    )
+            times: dict[str, list[float]] = {name: [] for name in ("ours", *modes)}
+            for _ in range(settings.rounds):
+                times["ours"].append(ours.time(picture, style))
+                for mode in modes:
+                    times[mode].append(theirs.ask("time", mode, picture, style))
+            medians = {name: round(median(seconds), 5) for name, seconds in times.items()}
+            ratio = medians["ours"] / min(medians[mode] for mode in modes)
+            record["rows"].append({"size": size, "seconds": medians, "ratio": round(ratio, 3)})
+            print(record["rows"][-1], flush=True)
     if settings.json is not None:
         print(f"The record is in {machine.write_record(settings.json, record)}")
     return record
@@ -100,56 +105,40 @@ class Ours:
         return time.perf_counter() - begun
 
 
-class Theirs:
-    """The side of PyTorch, in a process of its own."""
+class Torch:
+    """The side of PyTorch. network: what TransformerNet takes."""
 
     def __init__(self, *network: Any):
-        context = multiprocessing.get_context("spawn")
-        self.line, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, *network), daemon=True)
-        self.process.start()
+        import torch
 
-    def ask(self, *question: Any) -> Any:
-        self.line.send(question)
-        try:
-            answer = self.line.recv()
-        except EOFError:
-            raise UserError("PyTorch's process ended: is PyTorch installed here?") from None
-        if isinstance(answer, str):
-            raise UserError(f"PyTorch: {answer}")
-        return answer
+        sys.path.insert(1, str(machine.ROOT / "tests"))
+        from torch_image_transform import TransformerNet
 
-    def close(self) -> None:
-        self.line.send(None)
-        self.process.join()
+        module: Any = TransformerNet(*network)
+        module = module.to(memory_format=torch.channels_last).eval()
+        self.modes = {"eager": module, "compiled": torch.compile(module, dynamic=False)}
 
+    def _run(self, mode: str, picture: np.ndarray, style: np.ndarray) -> tuple[Any, float]:
+        import torch
 
-def serve(line: Any, *network: Any) -> None:
-    """Answers ("paint" or "time", mode, picture, style) until it is sent None. network: what TransformerNet takes."""
-    import torch
+        with torch.inference_mode():
+            images = torch.tensor(picture).permute(0, 3, 1, 2)  # channels_last as it lies
+            begun = time.perf_counter()
+            painted = self.modes[mode](images, torch.tensor(style))
+            return painted, time.perf_counter() - begun
 
-    sys.path.insert(0, str(machine.ROOT / "tests"))
-    from torch_image_transform import TransformerNet
+    def paint(self, mode: str, picture: np.ndarray, style: np.ndarray) -> np.ndarray:
+        return self._run(mode, picture, style)[0].permute(0, 2, 3, 1).contiguous().numpy()
 
-    module: Any = TransformerNet(*network)
-    module = module.to(memory_format=torch.channels_last).eval()
-    run = {"eager": module, "compiled": torch.compile(module, dynamic=False)}
-    while question := line.recv():
-        what, mode, picture, style = question
-        try:
-            with torch.inference_mode():
-                images = torch.tensor(picture).permute(0, 3, 1, 2)  # channels_last as it lies
-                begun = time.perf_counter()
-                painted = run[mode](images, torch.tensor(style))
-                seconds = time.perf_counter() - begun
-        except Exception as error:  # such as a compiler that is missing
-            line.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        else:
-            line.send(seconds if what == "time" else painted.permute(0, 2, 3, 1).contiguous().numpy())
+    def time(self, mode: str, picture: np.ndarray, style: np.ndarray) -> float:
+        return self._run(mode, picture, style)[1]
 
 
 if __name__ == "__main__":
-    import tyro
+    if sys.argv[1:2] == ["--worker"]:
+        serve(Torch)
+        sys.exit()
+    import tyro  # not in the worker, whose interpreter may lack it
 
     try:
         main(tyro.cli(Settings, description=__doc__))

@@ -38,22 +38,18 @@ become up to a hundred times slower, ours do not; `load_average` in the record s
 Expected: on 2 CPU cores a quarter of an hour for VGG-19, of which 1024 pixels take most; `--whole` takes minutes more.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
-import pickle
-import shutil
-import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import machine
 import numpy as np
+import torch_process
 
 from ganstyle_jax.io.files import UserError
 
@@ -404,88 +400,20 @@ class Torch:
         return {"versions": machine.versions(("torch", "numpy")), "device": device, "threads": torch.get_num_threads()}
 
 
-class Worker:
-    """`Torch` in a process of its own, which gets (method, arguments) and answers (value, error), pickled."""
-
-    def __init__(self, python: Path, *arguments: Any):
-        self.python = python
-        if shutil.which(self.python) is None:
-            raise UserError(f"there is no program {self.python}: give the path of a Python interpreter")
-        paths = [str(machine.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        environment.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # compile_seconds from nothing, as JAX's
-        self.process = subprocess.Popen(
-            [str(self.python), str(Path(__file__).resolve()), "--worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        try:
-            self._ask("__init__", *arguments)
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        machine.end(self.process)
+class Worker(torch_process.Worker):
+    """`Torch` in a process of its own, as a `Side`."""
 
     def load(self, pictures: dict[str, np.ndarray]) -> None:
-        self._ask("load", pictures)
+        self.ask("load", pictures)
 
     def evaluate(self, name: str, dtype: str) -> Result:
-        return self._ask("evaluate", name, dtype)
+        return self.ask("evaluate", name, dtype)
 
     def run(self, name: str, count: int) -> float:
-        return self._ask("run", name, count)
+        return self.ask("run", name, count)
 
     def about(self) -> dict:
-        return self._ask("about")
-
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer says so
-            pickle.dump((method, arguments), self.process.stdin)
-            self.process.stdin.flush()
-        try:
-            value, error = pickle.load(self.process.stdout)
-        except EOFError:
-            status = self.process.wait()
-            raise UserError(f"PyTorch's process ({self.python}) ended with status {status}: see above") from None
-        if error:
-            raise UserError(f"PyTorch's process ({self.python}) failed: {error}")
-        return value
-
-
-def serve() -> None:
-    """The other end of a `Worker`: answers on stdout until stdin closes."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not end up among the replies
-    side: Any = None
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while True:
-            method, arguments = pickle.load(sys.stdin.buffer)
-            value = error = None
-            try:
-                if method == "__init__":
-                    import torch
-
-                    torch.set_num_threads(machine.cores())
-                    side = Torch(*arguments)
-                else:
-                    value = getattr(side, method)(*arguments)
-            except UserError as failure:
-                error = str(failure)
-            except ImportError as failure:
-                error = f"{failure}: install PyTorch there, or choose another --torch-python"
-            except Exception as failure:
-                traceback.print_exc()
-                error = f"{type(failure).__name__}: {str(failure).strip() or 'no message'}".splitlines()[0]
-            pickle.dump((value, error), replies)
-            replies.flush()
+        return self.ask("about")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -689,7 +617,7 @@ def main(bench: Bench) -> dict:
         about = {"jax": ours.about()}
         if bench.sizes:
             plain = dataclasses.asdict(network), jax.device_get(params), dataclasses.asdict(gatys.Config())
-            with Worker(bench.torch_python, bench.device, bench.dtype, bench.tf32, *plain) as theirs:
+            with Worker(Path(__file__), bench.torch_python, bench.device, bench.dtype, bench.tf32, *plain) as theirs:
                 about["torch"] = theirs.about()
                 errors = record["exact_parity"][features] = check_exactly(bench, ours, theirs)
                 machine.say(f"{features}, parity in float64: {describe_errors(errors)}")
@@ -715,7 +643,7 @@ def main(bench: Bench) -> dict:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        serve()
+        torch_process.serve(Torch)
         sys.exit()
     import tyro  # not in the worker, whose interpreter may lack it
 
