@@ -254,7 +254,9 @@ def _valid_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     (b, h, w, c), (p, q, _, d) = x.shape, kernel.shape
     if c >= 32:
         sent = strips.convolve(x, kernel.transpose(1, 2, 0, 3).reshape(1, q, c, p * d))
-        return sum((sent[:, u : u + h - p + 1, :, u * d : (u + 1) * d] for u in range(1, p)), sent[:, : h - p + 1, :, :d])
+        return sum(
+            (sent[:, u : u + h - p + 1, :, u * d : (u + 1) * d] for u in range(1, p)), sent[:, : h - p + 1, :, :d]
+        )
     width, together = w - q + 1, 4
     x = jnp.pad(x, ((0, 0), (0, 0), (0, -width % together), (0, 0)))
     apart = [jnp.pad(kernel, ((0, 0), (i, together - 1 - i), (0, 0), (0, 0))) for i in range(together)]
