@@ -13,7 +13,7 @@ By the paper's protocol: fixed steps, the running mean where the paper has one, 
 the luma without a border of 4 pixels. Pictures are not cropped to multiples of 32, as the authors' code does.
 `--part noises` stops by itself, and tells the gap between its PSNR and the best on the way. Scaled down: --scale-down
 shrinks the pictures first, --share takes a part of the steps, --channels makes the networks narrow. Stopped, it goes on
-where it was: states and curves lie in --folder.
+where it was: states and curves lie in --folder. `--torch` restores by PyTorch, at equal steps.
 """
 
 import dataclasses
@@ -68,6 +68,7 @@ class Settings:
     every: int = 10  # steps between looks at the PSNR
     save_every: int = 100  # steps
     seed: int = 0
+    torch: bool = False  # the same in PyTorch, from the same weights and input; it does not go on where it was
     folder: Path = Path("runs/deep_image_prior")  # for states, curves and pictures
     json: Path | None = Path("deep_image_prior.json")  # record; a bare name goes into experiments/results/
 
@@ -95,7 +96,7 @@ def main(settings: Settings) -> dict[str, Any]:
         "rows": [],
     }
     for name in settings.names or works:
-        row = restore(works[name], settings)
+        row = (restore_in_torch if settings.torch else restore)(works[name], settings)
         record["rows"].append(row)
         machine.say(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     record["mean"] = {
@@ -217,7 +218,35 @@ def restore(work: Work, settings: Settings) -> dict[str, Any]:
                 kept: Any = prior.arrays_of(state)
                 np.savez(path, described=described, curve=np.array(curve), **kept)
             machine.say(f"{work.name}: {int(state.step)} of {work.cfg.steps} steps, {curve[-1][1]:.2f} dB")
-    made = prior.restored(state, work.cfg)
+    best_step = int(np.median(np.asarray(state.watch.best_step)))
+    return row_of(work, prior.restored(state, work.cfg), curve, best_step, settings)
+
+
+def restore_in_torch(work: Work, settings: Settings) -> dict[str, Any]:
+    """The row of the record, of the fixed steps of PyTorch's side."""
+    if work.cfg.stopping != "steps" or work.cfg.restarts > 1:
+        raise UserError("--torch takes fixed steps and one network: give --part paper and no --restarts")
+    import prior_torch  # here, because an environment may lack PyTorch
+
+    state = prior.init(jax.random.key(settings.seed), work.measured, work.cfg, work.mask)
+    params = jax.tree.map(lambda x: np.asarray(x[0]), state.params)
+    z = np.asarray(prior.make_input(state.keys[0], work.cfg, work.truth.shape))
+    curve: list[tuple[int, float]] = []
+
+    def looked(step: int, picture: np.ndarray) -> None:
+        curve.append((step, psnr(work, picture)))
+        if step % settings.save_every < settings.every:
+            machine.say(f"{work.name} in PyTorch: {step} of {work.cfg.steps} steps, {curve[-1][1]:.2f} dB")
+
+    made = prior_torch.restore(params, z, work.measured, work.mask, work.cfg, looked, settings.every)
+    return row_of(work, made, curve, curve[-1][0], settings)
+
+
+def row_of(
+    work: Work, made: np.ndarray, curve: list[tuple[int, float]], best_step: int, settings: Settings
+) -> dict[str, Any]:
+    """Of the record; its pictures go into the folder."""
+    folder = settings.folder / work.name
     images.save_png(folder / "restored.png", made)
     images.save_png(folder / "measured.png", work.measured)
     first = work.measured
@@ -226,10 +255,11 @@ def restore(work: Work, settings: Settings) -> dict[str, Any]:
     final, best = psnr(work, made), max([value for _, value in curve])
     return {
         "name": work.name,
+        "side": "PyTorch" if settings.torch else "ours",
         "task": work.cfg.task,
         "shape": "x".join(map(str, work.truth.shape[:2])),
-        "steps": int(state.step),
-        "best_step": int(np.median(np.asarray(state.watch.best_step))),
+        "steps": curve[-1][0],
+        "best_step": best_step,
         "psnr_measured": psnr(work, first),
         "psnr": final,
         "psnr_best": best,

@@ -12,6 +12,7 @@ shifts of their own for each, blended by weights (Dumoulin, Shlens & Kudlur 2017
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -251,13 +252,12 @@ def _valid_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Of many channels c each row sends its part to the p rows that see it, as p d channels, which are then added. Of
     fewer, four columns of the result come at once, by kernels that lie one column apart: a third more products, with 0.
     """
-    (b, h, w, c), (p, q, _, d) = x.shape, kernel.shape
+    (_, h, w, c), (p, q, _, d) = x.shape, kernel.shape
+    height, width, together = h - p + 1, w - q + 1, 4
     if c >= 32:
         sent = strips.convolve(x, kernel.transpose(1, 2, 0, 3).reshape(1, q, c, p * d))
-        return sum(
-            (sent[:, u : u + h - p + 1, :, u * d : (u + 1) * d] for u in range(1, p)), sent[:, : h - p + 1, :, :d]
-        )
-    width, together = w - q + 1, 4
+        parts = [sent[:, u : u + height, :, u * d : (u + 1) * d] for u in range(p)]
+        return functools.reduce(jnp.add, parts)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, -width % together), (0, 0)))
     apart = [jnp.pad(kernel, ((0, 0), (i, together - 1 - i), (0, 0), (0, 0))) for i in range(together)]
     kernel = jnp.stack(apart, 3).reshape(p, q + together - 1, c, together * d)

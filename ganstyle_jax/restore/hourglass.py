@@ -6,8 +6,10 @@ arXiv:1711.10925, figure 21 of the longer version and the supplement).
     picture = network.apply(params, noise)                             # (1, h, w, 32) -> (1, h, w, 3) in [0, 1]
 
 Differs: convolutions that BatchNorm follows have no biases, which it would take away again. With their own biases the
-authors' networks give the same pictures. Where nearest pixels are enlarged, BatchNorm is taken of the small picture,
-which has the same mean and variance, and enlarging and convolving are one step (image_transform.enlarge).
+authors' networks give the same pictures. What comes from the skip and what comes from below are convolved each by
+itself and added, which is the convolution of both laid beside each other. Where nearest pixels are enlarged, BatchNorm
+is taken of the small picture, which has the same mean and variance, and enlarging and convolving are one step
+(image_transform.enlarge).
 """
 
 import dataclasses
