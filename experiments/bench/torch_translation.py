@@ -25,9 +25,11 @@ CYCLE, IDENTITY = 10.0, 0.5  # weights of the paper
 LOSS = "least_squares"
 
 
-def networks(width: int, blocks: int, discriminator_width: int, discriminator_halvings: int) -> dict[str, Any]:
+def networks(
+    width: int, blocks: int, discriminator_width: int, discriminator_halvings: int, upsampling: str = "transposed"
+) -> dict[str, Any]:
     """{"a2b", "b2a", "disc_a", "disc_b"}, with weights of N(0, 0.02^2) and biases of 0."""
-    nets: dict[str, Any] = {way: reference.resnet(width, blocks) for way in WAYS}
+    nets: dict[str, Any] = {way: reference.resnet(width, blocks, upsampling) for way in WAYS}
     nets |= {name: reference.discriminator(discriminator_width, discriminator_halvings) for name in JUDGES}
     for net in nets.values():
         for _, conv, _ in reference.layers_of(net):
@@ -53,10 +55,12 @@ def step(
     real: dict[str, Any],
     draws: dict[str, Any],
     joined: bool = True,
+    identity: float = IDENTITY,
 ) -> dict[str, torch.Tensor]:
     """One update of all networks; its losses. real: {"a", "b": (n, 3, h, w)}; draws: of `reference.ImagePool.query`.
 
-    "cycle" and "identity" are means of both sides, as in the metrics of our training.
+    "cycle" and "identity" are means of both sides, as in the metrics of our training; without an identity weight what it
+    would weigh is not made.
     """
 
     def both(net: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
@@ -66,15 +70,21 @@ def step(
         nets[name].requires_grad_(False)
     fake, same, back = {}, {}, {}
     for x, y in ("ab", "ba"):
-        fake[y], same[y] = both(nets[f"{x}2{y}"], real[x], real[y])
+        net = nets[f"{x}2{y}"]
+        if identity:
+            fake[y], same[y] = both(net, real[x], real[y])
+        else:
+            fake[y] = net(real[x])
     for x, y in ("ab", "ba"):
         back[x] = nets[f"{y}2{x}"](fake[y])
     losses: dict[str, Any] = {
         "adversarial": sum(reference.gan_loss(nets[f"disc_{x}"](fake[x]), True, LOSS) for x in "ab"),
         "cycle": sum(F.l1_loss(back[x], real[x]) for x in "ab") / 2,
-        "identity": sum(F.l1_loss(same[x], real[x]) for x in "ab") / 2,
     }
-    losses["gen"] = losses["adversarial"] + 2 * CYCLE * (losses["cycle"] + IDENTITY * losses["identity"])
+    losses["gen"] = losses["adversarial"] + 2 * CYCLE * losses["cycle"]
+    if identity:
+        losses["identity"] = sum(F.l1_loss(same[x], real[x]) for x in "ab") / 2
+        losses["gen"] = losses["gen"] + 2 * CYCLE * identity * losses["identity"]
     _descend(optimizers["gen"], losses["gen"])
     for x in "ab":
         name = f"disc_{x}"

@@ -14,6 +14,7 @@ versions, the settings, the seconds and the losses, the means over --log-every s
 --save-every steps. It cannot be resumed.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -34,6 +35,7 @@ from ganstyle_jax.gan import cyclegan
 from ganstyle_jax.io.files import UserError, atomic_path
 from ganstyle_jax.loop import sources
 from ganstyle_jax.loop.settings import Loop
+from ganstyle_jax.nn.averages import RAMP
 
 FILES = {"a2b": "latest_net_G_A.pth", "b2a": "latest_net_G_B.pth"}
 
@@ -50,6 +52,9 @@ class Settings:
     blocks: int = 6  # residual blocks
     discriminator_width: int = 32  # channels of their finest hidden layer
     discriminator_halvings: int = 2  # 3: patches of 70 pixels, 2 of 34, 1 of 16
+    upsampling: Literal["transposed", "nearest"] = "transposed"  # of the generators
+    identity_weight: float = translation.IDENTITY  # of the identity loss, as a share of the cycle's
+    ema_halflife_images: float = 0.0  # images after which the generators' average has half forgotten; 0: no average
     batch_size: int = 1  # pictures of each side in a step
     history: int = 50  # past pictures of each side that discriminators are shown
     learning_rate: float = 2e-4  # of Adam; falls to 0 over the second half of the steps
@@ -69,6 +74,7 @@ class Settings:
     def config(self) -> cyclegan.Config:
         """Of our training. UserError for what it does not accept."""
         same = ("image_size", "crop", "width", "blocks", "discriminator_width", "discriminator_halvings")
+        same += ("upsampling", "identity_weight", "ema_halflife_images")
         given = {name: getattr(self, name) for name in (*same, "history", "learning_rate")}
         try:
             return cyclegan.Config(**given, total_steps=self.steps)
@@ -84,9 +90,10 @@ def main(settings: Settings) -> dict[str, Any]:
     method = contract.find("cyclegan")
     given = sources.named(sources.parse(settings.data, method, cfg), method, cfg)
     pictures = batches(settings, given)
-    sizes = (cfg.width, cfg.blocks, cfg.discriminator_width, cfg.discriminator_halvings)
+    sizes = (cfg.width, cfg.blocks, cfg.discriminator_width, cfg.discriminator_halvings, cfg.upsampling)
     nets = {name: net.to(memory_format=memory) for name, net in translation.networks(*sizes).items()}
     optimizers = translation.optimizers(nets, cfg.learning_rate)
+    averages = {way: copy.deepcopy(nets[way]) for way in translation.WAYS} if cfg.ema_halflife_images else {}
     pools = {x: translation.reference.ImagePool(cfg.history) for x in "ab"}
     rng = np.random.default_rng([settings.seed, 1])
     record: dict[str, Any] = machine.describe() | {
@@ -108,7 +115,9 @@ def main(settings: Settings) -> dict[str, Any]:
         for optimizer in optimizers.values():
             optimizer.param_groups[0]["lr"] = rate(settings, step)
         draws = {x: history_draws(rng, settings) for x in "ab"}
-        seen.append(translation.step(nets, optimizers, pools, real, draws))
+        seen.append(translation.step(nets, optimizers, pools, real, draws, identity=cfg.identity_weight))
+        for way, average in averages.items():
+            remember(average, nets[way], cfg.ema_halflife_images, settings.batch_size, step + 1)
         done, seconds = step + 1, time.perf_counter() - begun
         if done % settings.log_every == 0 or done == settings.steps:
             losses = {name: float(np.mean([of[name].item() for of in seen])) for name in seen[0]}
@@ -122,10 +131,18 @@ def main(settings: Settings) -> dict[str, Any]:
             record |= {"step": done, "seconds": round(seconds, 2), "seconds_per_step": machine.seconds(seconds / done)}
             for way, name in FILES.items():
                 with atomic_path(settings.out / name) as path:
-                    torch.save(translation.state_dict(nets[way]), path)
+                    torch.save(translation.state_dict(averages.get(way, nets[way])), path)
             with atomic_path(settings.out / "train.json") as path:
                 path.write_text(json.dumps(record, indent=1) + "\n")
     return record
+
+
+@torch.no_grad()
+def remember(average: torch.nn.Module, net: torch.nn.Module, halflife: float, images: int, steps: int) -> None:
+    """One step of a running mean of weights, as `averages.ema` has it."""
+    keep = 0.5 ** (images / min(halflife, RAMP * steps * images))
+    for kept, new in zip(average.parameters(), net.parameters(), strict=True):
+        kept.lerp_(new, 1 - keep)
 
 
 def rate(settings: Settings, step: int) -> float:
