@@ -59,8 +59,8 @@ def step(
 ) -> dict[str, torch.Tensor]:
     """One update of all networks; its losses. real: {"a", "b": (n, 3, h, w)}; draws: of `reference.ImagePool.query`.
 
-    "cycle" and "identity" are means of both sides, as in the metrics of our training; without an identity weight what it
-    would weigh is not made.
+    "cycle" and "identity" are means of both sides, as in the metrics of our training; without an identity weight there
+    is none.
     """
 
     def both(net: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
