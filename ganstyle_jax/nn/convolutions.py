@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ganstyle_jax.nn import strips
+from ganstyle_jax.nn import cpu
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -248,13 +248,7 @@ def _flip(kernel: jax.Array) -> jax.Array:
 
 def _conv_kernel_gradient(x: jax.Array, y: jax.Array, size: int) -> jax.Array:
     """(b, h, w, c), (b, h, w, d) -> (size, size, c, d)."""
-    return strips.kernel_gradient(x, y, (size, size), (size // 2, size // 2))
-
-
-def _conv_in_strips(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`_conv`."""
-    p, q = kernel.shape[:2]
-    return strips.convolve(x, kernel, (p // 2, q // 2))
+    return cpu.kernel_gradient(x, y, (size, size), (size // 2, size // 2))
 
 
 FEW = 4  # channels, such as a picture's, which fill no vector
@@ -269,7 +263,7 @@ def _conv_of_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     size, half, h = len(kernel), len(kernel) // 2, x.shape[1]
     padded = jnp.pad(x, ((0, 0), (half, half), (0, 0), (0, 0)))
     rows = jnp.concatenate([padded[:, u : u + h] for u in range(size)], -1)
-    return _conv_in_strips(rows, _beside(kernel))
+    return _conv(rows, _beside(kernel))
 
 
 def _beside(kernel: jax.Array) -> jax.Array:
@@ -281,7 +275,7 @@ def _beside(kernel: jax.Array) -> jax.Array:
 def _conv_to_few(y: jax.Array, kernel: jax.Array) -> jax.Array:
     """`_conv_of_few` transposed: (b, h, w, d), (p, p, c, d) -> (b, h, w, c)."""
     (b, h, w, _), (size, _, c, _) = y.shape, kernel.shape
-    sent = _conv_in_strips(y, _flip(_beside(kernel))).reshape(
+    sent = _conv(y, _flip(_beside(kernel))).reshape(
         b, h, w, size, c
     )  # by each place to the same column of its rows
     half = size // 2
@@ -302,7 +296,7 @@ def _has_few(kernel: jax.Array) -> bool:
 
 
 def _conv_forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _conv_of_few(x, kernel) if _has_few(kernel) else _conv_in_strips(x, kernel)
+    return _conv_of_few(x, kernel) if _has_few(kernel) else _conv(x, kernel)
 
 
 _cpu_conv = jax.custom_vjp(_conv_forward)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ganstyle_jax.nn import strips
+from ganstyle_jax.nn import cpu
 from ganstyle_jax.nn.convolutions import FEW, on_cpu
 from ganstyle_jax.nn.norm import instance_norm
 
@@ -243,7 +243,7 @@ def _valid_by_x(y: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _valid_by_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
     size = x.shape[1] - y.shape[1] + 1, x.shape[2] - y.shape[2] + 1
-    return strips.kernel_gradient(x, y, size)
+    return cpu.kernel_gradient(x, y, size)
 
 
 def _valid_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -255,19 +255,19 @@ def _valid_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     (_, h, w, c), (p, q, _, d) = x.shape, kernel.shape
     height, width, together = h - p + 1, w - q + 1, 4
     if c >= 32:
-        sent = strips.convolve(x, kernel.transpose(1, 2, 0, 3).reshape(1, q, c, p * d))
+        sent = cpu.convolve(x, kernel.transpose(1, 2, 0, 3).reshape(1, q, c, p * d))
         parts = [sent[:, u : u + height, :, u * d : (u + 1) * d] for u in range(p)]
         return functools.reduce(jnp.add, parts)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, -width % together), (0, 0)))
     apart = [jnp.pad(kernel, ((0, 0), (i, together - 1 - i), (0, 0), (0, 0))) for i in range(together)]
     kernel = jnp.stack(apart, 3).reshape(p, q + together - 1, c, together * d)
-    y = lax.conv_general_dilated(x, kernel, (1, together), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = cpu.convolve(x, kernel, stride=(1, together))
     return y.reshape(*y.shape[:2], -1, d)[:, :, :width]
 
 
 def _valid_forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
     few = kernel.shape[1] > 4 and kernel.shape[3] <= FEW
-    return _valid_to_few(x, kernel) if few else strips.convolve(x, kernel)
+    return _valid_to_few(x, kernel) if few else cpu.convolve(x, kernel)
 
 
 # The two, and the gradient by the kernel, have each other as derivatives.
@@ -288,7 +288,7 @@ def _strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _strided_forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return strips.convolve(x, kernel, stride=2)
+    return cpu.convolve(x, kernel, stride=(2, 2))
 
 
 def _strided_by_x(y: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -310,7 +310,7 @@ def _strided_by_x(y: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _strided_by_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
     size = x.shape[1] - 2 * y.shape[1] + 1
-    return strips.kernel_gradient(x, y, (size, size), stride=2)
+    return cpu.kernel_gradient(x, y, (size, size), stride=2)
 
 
 _cpu_strided = jax.custom_vjp(_strided_forward)
