@@ -275,9 +275,7 @@ def _beside(kernel: jax.Array) -> jax.Array:
 def _conv_to_few(y: jax.Array, kernel: jax.Array) -> jax.Array:
     """`_conv_of_few` transposed: (b, h, w, d), (p, p, c, d) -> (b, h, w, c)."""
     (b, h, w, _), (size, _, c, _) = y.shape, kernel.shape
-    sent = _conv(y, _flip(_beside(kernel))).reshape(
-        b, h, w, size, c
-    )  # by each place to the same column of its rows
+    sent = _conv(y, _flip(_beside(kernel))).reshape(b, h, w, size, c)  # by each place to the same column of its rows
     half = size // 2
     total = jnp.zeros((b, h + 2 * half, w, c), y.dtype)
     for u in range(size):

@@ -1,9 +1,9 @@
 """A convolution and its gradient by the kernel, written as XLA's CPU backend does them fast.
 
-Convolutions without any padding go to a library (YNNPACK, JAX 0.10 to 0.12) that takes four times as long for large
-maps as Eigen does, to which all others go: so one row of zeros is added, and cut off again. As a convolution the
-gradient by the kernel is slow in both, since the kernel there is as large as the picture. It is products of matrices,
-strip by strip, so that what is multiplied stays in the caches. Only sums are added in another order.
+Convolutions of large maps without any padding take it four times as long as those with (JAX 0.10 to 0.12): so one row
+of zeros is added, and cut off again. The gradient by the kernel is slow as a convolution, since the kernel there is as
+large as a large picture. It is products of matrices, strip by strip, so that what is multiplied stays in the caches.
+Only sums are added in another order.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def kernel_gradient(x: jax.Array, y: jax.Array, size: Sides, padding: Sides = (0
     x = jnp.pad(x, ((0, 0), *((n, n) for n in padding), (0, 0)))
     most = max(1, min(max(LEAST, STRIP // c), MOST) // (b * width))  # rows of y in a strip
     rows = -(-height // -(-height // most))  # all strips alike
-    if stride == 1 and (rows == height or x.dtype.itemsize < 4):
+    if stride == 1 and (rows == height or x.dtype.itemsize < 4):  # sums of sums would be rounded to half precision
         # Channels in the place of pictures and pictures in that of channels, brought there before the convolution.
         swapped = lax.optimization_barrier((x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)))
         return _convolve(*swapped, [(0, 0), (0, 0)], (1, 1)).transpose(1, 2, 0, 3)

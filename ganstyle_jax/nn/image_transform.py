@@ -235,12 +235,6 @@ def _valid(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _valid_by_x(y: jax.Array, kernel: jax.Array) -> jax.Array:
-    p, q = kernel.shape[:2]
-    around = jnp.pad(y, ((0, 0), (p - 1, p - 1), (q - 1, q - 1), (0, 0)))
-    return _cpu_valid(around, kernel[::-1, ::-1].swapaxes(2, 3))
-
-
 def _valid_by_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
     size = x.shape[1] - y.shape[1] + 1, x.shape[2] - y.shape[2] + 1
     return cpu.kernel_gradient(x, y, size)
@@ -266,20 +260,37 @@ def _valid_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _valid_forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    few = kernel.shape[1] > 4 and kernel.shape[3] <= FEW
-    return _valid_to_few(x, kernel) if few else cpu.convolve(x, kernel)
+    return _valid_to_few(x, kernel) if _to_few(kernel.shape) else cpu.convolve(x, kernel)
 
 
-# The two, and the gradient by the kernel, have each other as derivatives.
+def _valid_by_x(y: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(b, h, w, d), (p, q, c, d) -> (b, h + p - 1, w + q - 1, c)."""
+    p, q = kernel.shape[:2]
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    if _to_few(turned.shape):
+        return _valid_to_few(jnp.pad(y, ((0, 0), (p - 1, p - 1), (q - 1, q - 1), (0, 0))), turned)
+    return cpu.convolve(y, turned, (p - 1, q - 1))
+
+
+def _to_few(shape: tuple[int, ...]) -> bool:
+    return shape[1] > 4 and shape[3] <= FEW
+
+
+# The three have each other as derivatives.
 _cpu_valid = jax.custom_vjp(_valid_forward)
+_cpu_valid_by_x = jax.custom_vjp(_valid_by_x)
 _cpu_valid_by_kernel = jax.custom_vjp(_valid_by_kernel)
 _cpu_valid.defvjp(
     lambda x, kernel: (_cpu_valid(x, kernel), (x, kernel)),
-    lambda xk, y: (_valid_by_x(y, xk[1]), _cpu_valid_by_kernel(xk[0], y)),
+    lambda xk, y: (_cpu_valid_by_x(y, xk[1]), _cpu_valid_by_kernel(xk[0], y)),
+)
+_cpu_valid_by_x.defvjp(
+    lambda y, kernel: (_cpu_valid_by_x(y, kernel), (y, kernel)),
+    lambda yk, x: (_cpu_valid(x, yk[1]), _cpu_valid_by_kernel(x, yk[0])),
 )
 _cpu_valid_by_kernel.defvjp(
     lambda x, y: (_cpu_valid_by_kernel(x, y), (x, y)),
-    lambda xy, kernel: (_valid_by_x(xy[1], kernel), _cpu_valid(xy[0], kernel)),
+    lambda xy, kernel: (_cpu_valid_by_x(xy[1], kernel), _cpu_valid(xy[0], kernel)),
 )
 
 
@@ -301,7 +312,7 @@ def _strided_by_x(y: jax.Array, kernel: jax.Array) -> jax.Array:
 
     def part(r: int, s: int) -> jax.Array:
         taps = kernel[r::2, s::2]
-        found = _valid_by_x(y, taps)
+        found = _cpu_valid_by_x(y, taps)
         return jnp.pad(found, ((0, 0), (0, height - found.shape[1]), (0, width - found.shape[2]), (0, 0)))
 
     rows = [jnp.stack([part(r, 0), part(r, 1)], 3) for r in (0, 1)]  # (b, height, width, 2, c)
