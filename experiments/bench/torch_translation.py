@@ -56,6 +56,7 @@ def step(
     draws: dict[str, Any],
     joined: bool = True,
     identity: float = IDENTITY,
+    cycle: float = CYCLE,
 ) -> dict[str, torch.Tensor]:
     """One update of all networks; its losses. real: {"a", "b": (n, 3, h, w)}; draws: of `reference.ImagePool.query`.
 
@@ -81,10 +82,10 @@ def step(
         "adversarial": sum(reference.gan_loss(nets[f"disc_{x}"](fake[x]), True, LOSS) for x in "ab"),
         "cycle": sum(F.l1_loss(back[x], real[x]) for x in "ab") / 2,
     }
-    losses["gen"] = losses["adversarial"] + 2 * CYCLE * losses["cycle"]
+    losses["gen"] = losses["adversarial"] + 2 * cycle * losses["cycle"]
     if identity:
         losses["identity"] = sum(F.l1_loss(same[x], real[x]) for x in "ab") / 2
-        losses["gen"] = losses["gen"] + 2 * CYCLE * identity * losses["identity"]
+        losses["gen"] = losses["gen"] + 2 * cycle * identity * losses["identity"]
     _descend(optimizers["gen"], losses["gen"])
     for x in "ab":
         name = f"disc_{x}"

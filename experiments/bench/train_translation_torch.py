@@ -53,6 +53,7 @@ class Settings:
     discriminator_width: int = 32  # channels of their finest hidden layer
     discriminator_halvings: int = 2  # 3: patches of 70 pixels, 2 of 34, 1 of 16
     upsampling: Literal["transposed", "nearest"] = "transposed"  # of the generators
+    cycle_weight: float = translation.CYCLE  # of the distance of what went there and back
     identity_weight: float = translation.IDENTITY  # of the identity loss, as a share of the cycle's
     ema_halflife_images: float = 0.0  # images after which the generators' average has half forgotten; 0: no average
     batch_size: int = 1  # pictures of each side in a step
@@ -74,7 +75,7 @@ class Settings:
     def config(self) -> cyclegan.Config:
         """Of our training. UserError for what it does not accept."""
         same = ("image_size", "crop", "width", "blocks", "discriminator_width", "discriminator_halvings")
-        same += ("upsampling", "identity_weight", "ema_halflife_images")
+        same += ("upsampling", "cycle_weight", "identity_weight", "ema_halflife_images")
         given = {name: getattr(self, name) for name in (*same, "history", "learning_rate")}
         try:
             return cyclegan.Config(**given, total_steps=self.steps)
@@ -115,7 +116,8 @@ def main(settings: Settings) -> dict[str, Any]:
         for optimizer in optimizers.values():
             optimizer.param_groups[0]["lr"] = rate(settings, step)
         draws = {x: history_draws(rng, settings) for x in "ab"}
-        seen.append(translation.step(nets, optimizers, pools, real, draws, identity=cfg.identity_weight))
+        weights = {"identity": cfg.identity_weight, "cycle": cfg.cycle_weight}
+        seen.append(translation.step(nets, optimizers, pools, real, draws, **weights))
         for way, average in averages.items():
             remember(average, nets[way], cfg.ema_halflife_images, settings.batch_size, step + 1)
         done, seconds = step + 1, time.perf_counter() - begun
