@@ -9,20 +9,18 @@ Data: a folder or an archive with trainA, trainB, testA and testB, as the sets o
     photo to art_painting of PACS (Li et al. 2017), 1,670 photographs and 2,048 paintings, both for research;
     `python experiments/split_pair.py PACS.zip/photo PACS.zip/art_painting photo2art.zip` sets every tenth picture of
     PACS apart for tests. See docs/translate.md for pictures of other kinds: old photographs, microscopy, the retina.
-Hardware and time: the first command is meant for a GPU and was not run; the others took 9 minutes each on one core of an
-    AMD EPYC, 0.18 s a step, a hundredth of the paper's steps.
-Expected: see "Translation" in docs/measured.md, which experiments/translation_distance.py measures: a Frechet distance
-    in VGG-19's features between translated and target test pictures at least a third below that of source and target.
-    So few steps want less of the cycle: with the paper's weight of 10 the generators hide in noise what they are to find
-    again, before they have learned to paint, and the distance grew. Nearest enlargement leaves no checkerboards, and an
-    average of the weights no noise of the last step.
+Hardware and time: the first command is meant for a GPU and was not run. Of the others CycleGAN took 15 minutes on one
+    core of an AMD EPYC, 0.2 s a step, and CUT 5.5; a hundredth of the paper's steps.
+Expected: see "Translation" in docs/measured.md. The aim is a Frechet distance in VGG-19's features between translated
+    and target test pictures at least a third below that of source and target, which experiments/translation_distance.py
+    measures. So few steps reach it from portraits to photographs, and not from photographs to portraits or paintings.
 Command: python experiments/cyclegan.py --data horse2zebra
     python experiments/cyclegan.py --data face2portrait_128px.zip --image-size 72 --crop 64 --width 32 --blocks 6
         --discriminator-width 32 --discriminator-halvings 2 --upsampling nearest --ema-halflife-images 500
-        --cycle-weight 2 --steps 3000 --total-steps 3000 --run-dir runs/face2portrait
+        --steps 4500 --total-steps 4500 --run-dir runs/face2portrait
     python experiments/cyclegan.py --data photo2art.zip --image-size 72 --crop 64 --width 32 --blocks 6
         --discriminator-width 32 --discriminator-halvings 2 --upsampling nearest --ema-halflife-images 500
-        --cycle-weight 2 --steps 3000 --total-steps 3000 --run-dir runs/photo2art
+        --mode contrastive --nce-patches 128 --nce-width 128 --steps 3000 --total-steps 3000 --run-dir runs/photo2art
     python experiments/translation_distance.py runs/face2portrait --data face2portrait_128px.zip/test
 """
 

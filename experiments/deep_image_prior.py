@@ -7,8 +7,8 @@ Data: the authors' pictures and Set5, in restoration/ of the data folder. For re
 Hardware and time: at 256 pixels a step is 115 billion operations, half a second on two CPU cores, so that 3,000 are
     half an hour, and minutes on a GPU; F16 at its 512 pixels takes four times as long. The noises, as below, took 25
     minutes on one core.
-Expected: see "Restoration without training" in docs/measured.md: F16 at 128 pixels 28.9 dB at its best and 22.5 after the
-    paper's 3,000 steps, PyTorch within 0.2 dB of that; a gap of 0.23 dB over 24 noisy pictures. At full size not run.
+Expected: see "Restoration without training" in docs/measured.md: F16 at 128 pixels 28.9 dB at its best and 22.5 after
+    the paper's 3,000 steps, PyTorch within 0.2 dB of it; a gap of 0.23 dB over 24 noisy pictures. Full size: not run.
 Command: python experiments/deep_image_prior.py --part paper
     python experiments/deep_image_prior.py --part paper --names F16 library --scale-down 4 [--torch]
     python experiments/deep_image_prior.py --part noises --side 96 --channels 64 --most 2500 --patience 500
