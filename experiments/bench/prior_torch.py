@@ -31,7 +31,8 @@ def restore(
     torch.set_num_threads(machine.cores())
     torch.manual_seed(0)
     names = ("depth", "channels", "skip", "kernel_down", "pointwise", "upsampling")
-    network = reference.Network(**{name: getattr(cfg, name) for name in names}).to(memory_format=torch.channels_last)
+    network: Any = reference.Network(**{name: getattr(cfg, name) for name in names})
+    network = network.to(memory_format=torch.channels_last)
     network.load(params)
     adam = torch.optim.Adam(network.parameters(), lr=cfg.learning_rate, fused=True)
     factor = cfg.scale if cfg.task == "super-resolve" else None

@@ -116,7 +116,7 @@ def main(settings: Settings) -> dict[str, Any]:
         for optimizer in optimizers.values():
             optimizer.param_groups[0]["lr"] = rate(settings, step)
         draws = {x: history_draws(rng, settings) for x in "ab"}
-        weights = {"identity": cfg.identity_weight, "cycle": cfg.cycle_weight}
+        weights: dict[str, Any] = {"identity": cfg.identity_weight, "cycle": cfg.cycle_weight}
         seen.append(translation.step(nets, optimizers, pools, real, draws, **weights))
         for way, average in averages.items():
             remember(average, nets[way], cfg.ema_halflife_images, settings.batch_size, step + 1)

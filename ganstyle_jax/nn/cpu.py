@@ -43,10 +43,12 @@ def kernel_gradient(x: jax.Array, y: jax.Array, size: Sides, padding: Sides = (0
     x = jnp.pad(x, ((0, 0), *((n, n) for n in padding), (0, 0)))
     most = max(1, min(max(LEAST, STRIP // c), MOST) // (b * width))  # rows of y in a strip
     rows = -(-height // -(-height // most))  # all strips alike
-    if stride == 1 and (rows == height or x.dtype.itemsize < 4):  # sums of sums would be rounded to half precision
+    if x.dtype.itemsize < 4:  # sums of sums would be rounded to half precision
+        rows = height
+    if stride == 1 and rows == height:
         # Channels in the place of pictures and pictures in that of channels, brought there before the convolution.
-        swapped = lax.optimization_barrier((x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)))
-        return _convolve(*swapped, [(0, 0), (0, 0)], (1, 1)).transpose(1, 2, 0, 3)
+        turned, kernel = lax.optimization_barrier((x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)))
+        return _convolve(turned, kernel, [(0, 0), (0, 0)], (1, 1)).transpose(1, 2, 0, 3)
 
     def strip(total: jax.Array, top: jax.Array, rows: int = rows) -> jax.Array:
         part = lax.dynamic_slice_in_dim(x, stride * top, stride * (rows - 1) + p, 1)
