@@ -5,8 +5,8 @@ Paper: Heusel et al. 2017 (arXiv:1706.08500), eq. 6, with features of VGG-19 (Si
 Data: test pictures that training did not see, such as face2portrait_128px.zip/test, which is testA and testB, and
     VGG-19 in 8 bits in --weights (CC BY 4.0), or another file or name that `ganstyle weights` knows.
 Hardware and time: seconds for a hundred pictures of 64 pixels on a CPU, and as many for the features.
-Expected: of translations no number yet; see experiments/cyclegan.py for the aim. In relu3_4 the 100 test pictures of
-    face2portrait at 64 pixels, each side, are 4.12e7 apart before anything is done, and the floor is 3.2e6.
+Expected: experiments/results/translation_distance.json, and see "Translation" in docs/measured.md. In relu3_4 the 100
+    test pictures of face2portrait at 64 pixels, each side, are 4.12e7 apart before anything is done, the floor is 3.2e6.
 Command: python experiments/translation_distance.py runs/face2portrait --data face2portrait_128px.zip/test
     python experiments/translation_distance.py runs/face2portrait runs/face2portrait_torch
         --data face2portrait_128px.zip/test
@@ -33,10 +33,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
 
-from ganstyle_jax import data
+from ganstyle_jax import contract, data
 from ganstyle_jax.commands import flags
 from ganstyle_jax.gan import cyclegan, cyclegan_files
 from ganstyle_jax.io import images, sheet
@@ -111,11 +112,32 @@ def loaded(place: Path, step: int | None) -> tuple[dict[str, Any], runs.LoadedRu
         ) from None
     if step not in (None, found):
         raise UserError(f"{place} holds PyTorch's step {found} alone: leave --step {step} out")
-    with tempfile.TemporaryDirectory() as folder:
-        cyclegan_files.import_files(files, Path(folder, "run"))
-        run = runs.load(Path(folder, "run"), **sizes)
+    if trained["settings"].get("upsampling") == "nearest":
+        run = of_nearest(files, trained["settings"])
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            cyclegan_files.import_files(files, Path(folder, "run"))
+            run = runs.load(Path(folder, "run"), **sizes)
     about = {"run": place.name, "side": "PyTorch", "step": found, "seed": seed}
     return about, dataclasses.replace(run, step=found, data=given, run_dir=place)
+
+
+def of_nearest(files: list[Path], trained: dict[str, Any]) -> runs.LoadedRun:
+    """Generators with nearest enlargement, which neither the common implementation nor `ganstyle convert` has."""
+    sys.path.insert(1, str(machine.ROOT / "tests"))
+    import torch
+    import torch_cyclegan as reference
+
+    names = ("image_size", "crop", "width", "blocks", "discriminator_width", "discriminator_halvings", "upsampling")
+    cfg = cyclegan.Config(**{name: trained[name] for name in names})
+    state = cyclegan.init(jax.random.key(0), cfg)
+    params = dict(state.params)
+    for way, path in zip(cfg.ways, files, strict=True):
+        net = reference.resnet(cfg.width, cfg.blocks, cfg.upsampling)
+        weights = torch.load(path, weights_only=True)  # tensors alone
+        net.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+        params[way] = reference.tree(net, params[way])
+    return runs.LoadedRun(contract.find("cyclegan"), cfg, dataclasses.replace(state, params=params), 0)
 
 
 def measured(run: runs.LoadedRun, judges: dict[str, networks.FeatureNetwork], settings: Settings) -> Any:
