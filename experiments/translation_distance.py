@@ -6,7 +6,7 @@ Data: test pictures that training did not see, such as face2portrait_128px.zip/t
     VGG-19 in 8 bits in --weights (CC BY 4.0), or another file or name that `ganstyle weights` knows.
 Hardware and time: seconds for a hundred pictures of 64 pixels on a CPU, and as many for the features.
 Expected: experiments/results/translation_distance.json, and see "Translation" in docs/measured.md. In relu3_4 the 100
-    test pictures of face2portrait at 64 pixels, each side, are 4.12e7 apart before anything is done, the floor is 3.2e6.
+    test pictures of face2portrait at 64 pixels, each side, are 4.12e7 apart before anything is done, floor 3.2e6.
 Command: python experiments/translation_distance.py runs/face2portrait --data face2portrait_128px.zip/test
     python experiments/translation_distance.py runs/face2portrait runs/face2portrait_torch
         --data face2portrait_128px.zip/test
