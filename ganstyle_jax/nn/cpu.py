@@ -1,6 +1,6 @@
 """A convolution and its gradient by the kernel, written as XLA's CPU backend does them fast.
 
-Convolutions of large maps without any padding take it four times as long as those with (JAX 0.10 to 0.12): so one row
+Convolutions of large maps without any padding take it four times as long as those with (JAX 0.10): so one row
 of zeros is added, and cut off again. The gradient by the kernel is slow as a convolution, since the kernel there is as
 large as a large picture. It is products of matrices, strip by strip, so that what is multiplied stays in the caches.
 Only sums are added in another order.
