@@ -30,7 +30,7 @@ import functools
 import sys
 import time
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import machine
@@ -275,13 +275,6 @@ class Torch:
 # Parity and timing
 
 
-def flat(tree: Any, name: str = "") -> dict[str, np.ndarray]:
-    """{"a2b/down1/kernel": ..}."""
-    if not isinstance(tree, dict):
-        return {name: np.asarray(tree, np.float64)}
-    return {k: v for part, x in tree.items() for k, v in flat(x, f"{name}/{part}" if name else part).items()}
-
-
 def parity_errors(ours: dict[str, Any], theirs: dict[str, Any], tolerances: dict[str, float]) -> dict[str, float]:
     """The largest difference of pictures and weights, of losses relatively; of gradients by the norm of each network.
 
@@ -289,7 +282,7 @@ def parity_errors(ours: dict[str, Any], theirs: dict[str, Any], tolerances: dict
     """
     errors = {}
     for name, tolerance in tolerances.items():
-        a, b = flat(ours[name]), flat(theirs[name])
+        a, b = ({k: np.asarray(x, np.float64) for k, x in machine.flat(of[name]).items()} for of in (ours, theirs))
         if a.keys() != b.keys():
             raise UserError(f"{name} are of {', '.join(a.keys() ^ b.keys())} on one side alone: not timed")
         if name == "gradients":
@@ -341,17 +334,12 @@ def measure(bench: Bench, ours: Ours, theirs: Worker) -> dict[str, Any]:
         last = ", ".join(f"{name} {of[-1]:.4g} s" for name, of in seconds.items())
         machine.say(f"round {i + 1} of {bench.rounds}: {last}")
     for name, of in seconds.items():
-        contestants[name] |= {"seconds_per_step": of, "median": median(of), "quartiles": quartiles(of)}
+        contestants[name] |= {"seconds_per_step": of, "median": median(of), "quartiles": machine.quartiles(of)}
     return {
         "steps_a_round": steps,
         "contestants": contestants,
         **machine.compare({name: median(of) for name, of in seconds.items()}),
     }
-
-
-def quartiles(x: list[float]) -> list[float]:
-    cuts = quantiles(x, n=4, method="inclusive") if len(x) > 1 else [x[0]] * 3
-    return [cuts[0], cuts[2]]
 
 
 def table(result: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, Literal
 
 import machine
@@ -114,7 +114,7 @@ class Ours:
 
             _, adam, loss, picture = jax.device_get(step(params, z, given))
             before = jax.device_get(params)
-        gradients = {name: x / (1 - BETA1) for name, x in flat(adam[0].mu).items()}
+        gradients = {name: x / (1 - BETA1) for name, x in machine.flat(adam[0].mu).items()}
         return {"picture": picture, "loss": loss, "gradients": gradients}, before, np.asarray(z)
 
     def load(self, size: int) -> None:
@@ -138,13 +138,6 @@ class Ours:
         made = prior.advance(self.states[restarts], self.measured, self.bench.config("float32", restarts), steps)
         self.states[restarts] = jax.block_until_ready(made)[0]
         return time.perf_counter() - start
-
-
-def flat(tree: Any, name: str = "") -> dict[str, np.ndarray]:
-    """{"scale1/down/kernel": ..}."""
-    if not isinstance(tree, dict):
-        return {name: tree}
-    return {k: v for part, x in tree.items() for k, v in flat(x, f"{name}/{part}" if name else part).items()}
 
 
 class Torch:
@@ -251,7 +244,7 @@ def measure(bench: Bench, size: int, ours: Ours, theirs: Worker) -> dict[str, An
         "stopping": bench.stopping,
         "steps_a_round": steps,
         "contestants": {
-            name: {"seconds_per_step": x, "median": medians[name], "quartiles": quartiles(x)}
+            name: {"seconds_per_step": x, "median": medians[name], "quartiles": machine.quartiles(x)}
             for name, x in seconds.items()
         },
     }
@@ -261,11 +254,6 @@ def measure(bench: Bench, size: int, ours: Ours, theirs: Worker) -> dict[str, An
         together = medians[f"ours, {bench.restarts} side by side"]
         found["side_by_side"] = together / (bench.restarts * medians[machine.OURS])
     return found
-
-
-def quartiles(x: list[float]) -> list[float]:
-    cuts = quantiles(x, n=4, method="inclusive") if len(x) > 1 else [x[0]] * 3
-    return [cuts[0], cuts[2]]
 
 
 def table(results: list[dict[str, Any]]) -> str:

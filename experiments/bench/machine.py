@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -74,6 +75,19 @@ def gpus() -> list[str]:
 def commit() -> str | None:
     """The commit of this checkout, "-dirty" where tracked files differ from it; None outside of git."""
     return _output(["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty"]) or None
+
+
+def flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by their places: {"a2b/down1/kernel": ..}."""
+    if not isinstance(tree, dict):
+        return {name: tree}
+    return {k: v for part, x in tree.items() for k, v in flat(x, f"{name}/{part}" if name else part).items()}
+
+
+def quartiles(x: Sequence[float]) -> list[float]:
+    """The first and the third."""
+    cuts = statistics.quantiles(x, n=4, method="inclusive") if len(x) > 1 else [x[0]] * 3
+    return [cuts[0], cuts[2]]
 
 
 def seconds(duration: float) -> float:

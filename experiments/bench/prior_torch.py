@@ -17,6 +17,8 @@ sys.path.insert(1, str(machine.ROOT / "tests"))
 import torch
 import torch_deep_image_prior as reference
 
+from ganstyle_jax.restore.deep_image_prior import NETWORK
+
 Looked = Callable[[int, np.ndarray], None]
 
 
@@ -30,8 +32,7 @@ def restore(
     """
     torch.set_num_threads(machine.cores())
     torch.manual_seed(0)
-    names = ("depth", "channels", "skip", "kernel_down", "pointwise", "upsampling")
-    network: Any = reference.Network(**{name: getattr(cfg, name) for name in names})
+    network: Any = reference.Network(**{name: getattr(cfg, name) for name in NETWORK})
     network = network.to(memory_format=torch.channels_last)
     network.load(params)
     adam = torch.optim.Adam(network.parameters(), lr=cfg.learning_rate, fused=True)

@@ -17,6 +17,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 STRIP = 2**18  # pixels times channels of x that a strip is about,
 LEAST, MOST = 256, 4096  # within these pixels
 Sides = tuple[int, int]  # of rows and of columns
+Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: Sides = (0, 0), stride: Sides = (1, 1)) -> jax.Array:
@@ -62,6 +63,15 @@ def kernel_gradient(x: jax.Array, y: jax.Array, size: Sides, padding: Sides = (0
     if whole * rows < height:
         total = strip(total, jnp.int32(whole * rows), height - whole * rows)
     return total.reshape(p, d, q, c).transpose(0, 2, 3, 1)
+
+
+def with_derivatives(of_x_and_kernel: Product, by_x: Product, by_kernel: Product) -> tuple[Product, Product, Product]:
+    """y(x, k), linear in both, x(y, k) and k(x, y), its transposes: the three have each other as derivatives."""
+    forward, back, across = (jax.custom_vjp(f) for f in (of_x_and_kernel, by_x, by_kernel))
+    forward.defvjp(lambda x, k: (forward(x, k), (x, k)), lambda xk, y: (back(y, xk[1]), across(xk[0], y)))
+    back.defvjp(lambda y, k: (back(y, k), (y, k)), lambda yk, x: (forward(x, yk[1]), across(x, yk[0])))
+    across.defvjp(lambda x, y: (across(x, y), (x, y)), lambda xy, k: (back(xy[1], k), forward(xy[0], k)))
+    return forward, back, across
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, pads: list[Sides], stride: Sides) -> jax.Array:

@@ -276,22 +276,7 @@ def _to_few(shape: tuple[int, ...]) -> bool:
     return shape[1] > 4 and shape[3] <= FEW
 
 
-# The three have each other as derivatives.
-_cpu_valid = jax.custom_vjp(_valid_forward)
-_cpu_valid_by_x = jax.custom_vjp(_valid_by_x)
-_cpu_valid_by_kernel = jax.custom_vjp(_valid_by_kernel)
-_cpu_valid.defvjp(
-    lambda x, kernel: (_cpu_valid(x, kernel), (x, kernel)),
-    lambda xk, y: (_cpu_valid_by_x(y, xk[1]), _cpu_valid_by_kernel(xk[0], y)),
-)
-_cpu_valid_by_x.defvjp(
-    lambda y, kernel: (_cpu_valid_by_x(y, kernel), (y, kernel)),
-    lambda yk, x: (_cpu_valid(x, yk[1]), _cpu_valid_by_kernel(x, yk[0])),
-)
-_cpu_valid_by_kernel.defvjp(
-    lambda x, y: (_cpu_valid_by_kernel(x, y), (x, y)),
-    lambda xy, kernel: (_cpu_valid_by_x(xy[1], kernel), _cpu_valid(xy[0], kernel)),
-)
+_cpu_valid, _cpu_valid_by_x, _ = cpu.with_derivatives(_valid_forward, _valid_by_x, _valid_by_kernel)
 
 
 def _strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -324,16 +309,7 @@ def _strided_by_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
     return cpu.kernel_gradient(x, y, (size, size), stride=2)
 
 
-_cpu_strided = jax.custom_vjp(_strided_forward)
-_cpu_strided_by_kernel = jax.custom_vjp(_strided_by_kernel)
-_cpu_strided.defvjp(
-    lambda x, kernel: (_cpu_strided(x, kernel), (x, kernel)),
-    lambda xk, y: (_strided_by_x(y, xk[1]), _cpu_strided_by_kernel(xk[0], y)),
-)
-_cpu_strided_by_kernel.defvjp(
-    lambda x, y: (_cpu_strided_by_kernel(x, y), (x, y)),
-    lambda xy, kernel: (_strided_by_x(xy[1], kernel), _cpu_strided(xy[0], kernel)),
-)
+_cpu_strided, *_ = cpu.with_derivatives(_strided_forward, _strided_by_x, _strided_by_kernel)
 
 
 def _to_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
