@@ -30,6 +30,7 @@ from ganstyle_jax.features import vgg
 from ganstyle_jax.gan import dcgan
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.loop import plan, train
+from ganstyle_jax.loop.chips import topology_devices
 from ganstyle_jax.style import gatys
 from ganstyle_jax.style import plan as style_plan
 
@@ -66,7 +67,7 @@ def count(settings: Settings, work: str, devices: Sequence[Any]) -> dict[str, An
         network = dataclasses.replace(vgg.COMPACT, platform="xla")  # as `ganstyle stylize --parallel rows` has it
         shape = settings.rows * n, settings.columns
         lowered = style_plan.lower(network, gatys.Config(size=max(shape)), shape, devices)
-        made = plan.plan_lowered(lowered.lowered, len(devices), lowered.kept)
+        made = plan.plan_lowered(lowered.lowered, devices, lowered.kept)
     else:
         cfg = dcgan.Config(image_size=settings.image_size, channels=3, width=settings.width)
         made = plan.plan_training(dcgan, cfg, train.Loop(batch_size=settings.batch * n, **WAYS[work]), devices)
@@ -109,7 +110,7 @@ def main(settings: Settings) -> dict[str, Any]:
     platforms = [jax.devices("cpu")]
     if settings.tpu:
         try:
-            platforms.append(plan.topology_devices("v5e:2x4")[1])
+            platforms.append(topology_devices("v5e:2x4")[1])
         except UserError as error:
             print(f"the TPU is left out: {error}", file=sys.stderr)
     most = min(map(len, platforms))

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from ganstyle_jax.gan import convert, dcgan
-from ganstyle_jax.nn import losses
+from ganstyle_jax.nn import layers, losses
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -293,18 +293,21 @@ def test_first_losses_match_pytorch_in_float32(torch, reference, default):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("convolution", ["cpu", "xla"])
-def test_twenty_steps_match_pytorch_in_float64(x64, full_compile, torch, reference, convolution):
+@pytest.mark.parametrize("convolution, platform", [("cpu", "cpu"), ("xla", "cpu"), ("auto", "gpu"), ("auto", "tpu")])
+def test_twenty_steps_match_pytorch_in_float64(x64, full_compile, torch, reference, convolution, platform):
+    """Also the step as other platforms have it: both batches in one pass, derivatives of their own."""
     import torch_dcgan
 
     cfg = dataclasses.replace(PARITY, convolution=convolution)
     state = filled(cfg)
+    compiled = jax.jit(lambda *arguments: dcgan.train_step(*arguments, cfg))  # anew for each platform
     gen, disc = reference(cfg, state)
     optimizers = torch_dcgan.adam(gen), torch_dcgan.adam(disc)
     for i in range(20):
         images, key = pictures(i, BATCH, cfg), jax.random.fold_in(KEY, i)
         z = first_latents(key, BATCH, cfg)
-        state, metrics = jitted_step(state, {"real": {"image": images}}, key, cfg)
+        with layers.compiling_for(platform):
+            state, metrics = compiled(state, {"real": {"image": images}}, key)
         d_loss, g_loss = torch_dcgan.train_step(
             gen, disc, *optimizers, to_torch(torch, images), torch.tensor(np.array(z))
         )
@@ -312,6 +315,30 @@ def test_twenty_steps_match_pytorch_in_float64(x64, full_compile, torch, referen
         np.testing.assert_allclose(metrics["loss/gen"], g_loss.item(), rtol=1e-10)
     assert_same_weights(cfg, state, gen, disc, 1e-10)
     assert state.step == 20
+
+
+@pytest.mark.parametrize("options", [{}, {"r1": 3.0}, {"gradient_penalty": 10.0, "loss": "wasserstein"}])
+def test_a_step_of_other_platforms_is_the_same(x64, options):
+    """Second derivatives included; one device, and two by pmap."""
+    cfg = dataclasses.replace(PARITY, **options)
+    state, images = filled(cfg), pictures(0, BATCH, cfg)
+
+    def after_a_step(platform):
+        with layers.compiling_for(platform):
+            return jax.jit(lambda state: dcgan.train_step(state, {"real": {"image": images}}, KEY, cfg))(state)
+
+    def on_devices(state, images):
+        return dcgan.train_step(state, {"real": {"image": images}}, KEY, cfg, "batch")
+
+    (expected, metrics), (found, found_metrics) = after_a_step("cpu"), after_a_step("gpu")
+    with layers.compiling_for("gpu"):
+        shards = images.reshape(2, -1, *images.shape[1:])
+        mapped, _ = jax.pmap(on_devices, "batch", in_axes=(None, 0), devices=jax.devices()[:2])(state, shards)
+    for way in (found, jax.tree.map(lambda x: x[0], mapped)):
+        for a, e in zip(jax.tree.leaves(way), jax.tree.leaves(expected), strict=True):
+            assert np.linalg.norm(a - e) <= 1e-9 * np.linalg.norm(e)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(found_metrics[name], value, rtol=1e-10)
 
 
 def test_the_usual_example_with_sigmoid_and_bce_is_the_same_training(x64, full_compile, torch, reference):

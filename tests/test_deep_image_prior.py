@@ -491,15 +491,6 @@ def test_what_a_task_lacks_is_said(task, measured, mask, guide, message):
         prior.init(jax.random.key(0), measured, Config(task=task), mask, guide)
 
 
-def test_there_is_no_plan_of_it():
-    from ganstyle_jax.loop import plan
-
-    with pytest.raises(
-        UserError, match=r"deep-image-prior has no plan, as each of its pictures is one chip's: give dc"
-    ):
-        plan.module_and_settings("deep-image-prior")
-
-
 def test_an_operator_needs_a_shape():
     with pytest.raises(UserError, match=r"needs the shape of the picture that is sought: give shape=\(h, w, c\)"):
         prior.init(jax.random.key(0), np.zeros((4, 4)), SMALL, operator=colourless)

@@ -1,42 +1,54 @@
-"""What training and style transfer take on slices of TPUs, by the TPUs' own compiler: the table of docs/measured.md.
+"""What every method takes on slices of TPUs and on GPUs that are not here, by their own compilers: docs/measured.md.
 
-    pip install -e '.[tpu-plan]'
+    pip install -e '.[tpu-plan,gpu-plan]'
     JAX_PLATFORMS=cpu python experiments/bench/plans.py
+    JAX_PLATFORMS=cpu python experiments/bench/plans.py --topologies h200:1 h200:8 h200:2x8 --json gpu_plans.json
+        --work dcgan:64 dcgan:256 gatys:512 gatys:4096 fast-style:256 adain:256 super-resolution:288 cyclegan:256
+        deep-image-prior:512
 
-No TPU is needed. Compiles the true training step of DCGAN (width 64, bfloat16) and an evaluation of style transfer
-(VGG-19 in bfloat16, rows shared among the chips) for each slice. Memory, FLOPs and exchanged bytes are the compiler's;
-the times are a roofline estimate, see ganstyle_jax/loop/plan.py. Hardware: any; an hour on two cores, most of it for
-what hardly fits or does not. No data. The record is written after each plan; plans that it holds of other work stay.
+No TPU or GPU is needed. Compiles the true training step of each method, at its default settings (DCGAN: width 64,
+bfloat16), and an evaluation of style transfer (VGG-19 in bfloat16, rows shared among the chips), for each topology.
+Memory, FLOPs and exchanged bytes are the compiler's; the times are a roofline estimate, see ganstyle_jax/loop/plan.py.
+Hardware: any; an hour on two cores, most of it for what hardly fits or does not; GPUs 15 minutes. No data. The record
+is written after each plan; plans that it holds of other work stay.
 """
 
 import dataclasses
+import importlib
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import machine
 import tyro
+from PIL import Image
 
+from ganstyle_jax import builtin
 from ganstyle_jax.commands import flags
 from ganstyle_jax.features import vgg
 from ganstyle_jax.gan import dcgan
 from ganstyle_jax.io.files import UserError, gigabytes
 from ganstyle_jax.loop import plan, train
+from ganstyle_jax.loop.chips import Chip, topology_devices
+from ganstyle_jax.restore import deep_image_prior as prior
 from ganstyle_jax.style import gatys
 from ganstyle_jax.style import plan as style_plan
 
 VGG = dataclasses.replace(vgg.VGG19, dtype="bfloat16")
 
 
+BATCH = {"dcgan": 8192, "cyclegan": 16}  # of the others 64
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Which slices and which work."""
+    """Which chips and which work."""
 
     topologies: tuple[str, ...] = ("v5e:2x4", "v5e:16x16", "v5p:4x4x4")
-    # dcgan SIZE with `batch` images, and gatys SIZE, by turns
-    work: tuple[str, ...] = ("dcgan", "64", "dcgan", "256", "gatys", "4096", "gatys", "8192")
-    batch: int = 8192  # images of DCGAN's global batch
+    work: tuple[str, ...] = ("dcgan:64", "dcgan:256", "gatys:4096", "gatys:8192")  # METHOD:SIZE in pixels
+    a_chip: int | None = None  # images of a chip's batch; None: BATCH of all chips, and 1,024 of DCGAN on each GPU
     json: Path | None = Path("plans.json")  # file for the record; a bare name goes into experiments/results/
 
 
@@ -48,8 +60,8 @@ def main(settings: Settings) -> None:
     }
     if settings.json is not None and machine.place(settings.json).exists():
         record["plans"] = json.loads(machine.place(settings.json).read_text())["plans"]
-    names = iter(settings.work)
-    for kind, size in zip(names, names, strict=True):
+    for work in settings.work:
+        kind, _, size = work.partition(":")
         for topology in settings.topologies:
             found = one(settings, kind, int(size), topology)
             others = [of for of in record["plans"] if (of["work"], of["topology"]) != (found["work"], topology)]
@@ -62,15 +74,10 @@ def main(settings: Settings) -> None:
 def one(settings: Settings, kind: str, size: int, topology: str) -> dict[str, Any]:
     """An entry of the record's "plans"."""
     start = time.perf_counter()
-    chip, devices = plan.topology_devices(topology)
+    chip, devices = topology_devices(topology)
     entry = {"work": f"{kind} {size}", "topology": topology, "date": machine.describe()["date"]}
     try:
-        if kind == "dcgan":
-            cfg = dcgan.Config(image_size=size, channels=3, dtype="bfloat16")
-            made = plan.plan_training(dcgan, cfg, train.Loop(batch_size=settings.batch), devices)
-        else:
-            lowered = style_plan.lower(VGG, gatys.Config(size=size), (size, size), devices)
-            made = plan.plan_lowered(lowered.lowered, len(devices), lowered.kept)
+        made = planned(settings, kind, size, chip, devices)
     except (UserError, ValueError, plan.DoesNotFitError) as error:
         print(f"{kind} {size} on {topology}: {error}", flush=True)
         return entry | {"refused": str(error)}
@@ -86,10 +93,37 @@ def one(settings: Settings, kind: str, size: int, topology: str) -> dict[str, An
         "flops": made.flops,
         "traffic_bytes": made.traffic,
         "collectives": {what: {"count": len(of), "bytes": sum(of)} for what, of in exchanged.items()},
+        "kernels": round(sum(kernel.times for kernel in made.kernels)),
+        "convolutions": dict(plan.convolutions(made)),
         "milliseconds": 1e3 * found.step,
         "efficiency": found.efficiency,
         "compile_seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def planned(settings: Settings, kind: str, size: int, chip: Chip, devices: list[Any]) -> plan.Plan:
+    if kind == "gatys":
+        lowered = style_plan.lower(VGG, gatys.Config(size=size), (size, size), devices)
+        return plan.plan_lowered(lowered.lowered, devices, lowered.kept)
+    if kind == "deep-image-prior":
+        lowered = prior.lower_step(prior.PlanSettings(f"{len(devices)} chips", size), prior.Config(), devices)
+        return plan.plan_lowered(lowered.lowered, devices, lowered.kept)
+    batch = settings.a_chip and settings.a_chip * len(devices)
+    if kind == "dcgan":
+        cfg = dcgan.Config(image_size=size, channels=3, dtype="bfloat16")
+        batch = batch or (1024 * len(devices) if chip.gpu else BATCH[kind])
+        return plan.plan_training(dcgan, cfg, train.Loop(batch_size=batch), devices)
+    method = importlib.import_module(builtin.TRAINED[kind])
+    sides = {"cyclegan": {"image_size": size, "crop": size}}.get(kind, {"image_size": size})
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = method.Config(**sides, **({"style": painting(Path(folder))} if kind == "fast-style" else {}))
+        return plan.plan_training(method, cfg, train.Loop(batch_size=batch or BATCH.get(kind, 64)), devices)
+
+
+def painting(folder: Path) -> tuple[Path, ...]:
+    """A picture for a method that learns the style of one: of its step nothing depends on which."""
+    Image.new("RGB", (256, 256), "teal").save(folder / "style.png")
+    return (folder / "style.png",)
 
 
 def table(plans: list[dict[str, Any]]) -> str:

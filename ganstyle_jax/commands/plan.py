@@ -1,4 +1,4 @@
-"""`ganstyle plan METHOD`: what a step takes on TPUs that are not here, by their own compiler."""
+"""`ganstyle plan METHOD`: what a step takes on TPUs and GPUs that are not here, by their own compilers."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from ganstyle_jax.io.files import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step takes on TPUs that are not here. `ganstyle plan METHOD --help` lists the settings."""
+    """What a step takes on TPUs and GPUs that are not here. `ganstyle plan METHOD --help` lists the settings."""
 
     method: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(help=f"{next(iter(builtin.OPTIMISED))}, {builtin.OR_FILE}")
@@ -30,7 +30,7 @@ def plan(name: str, args: list[str]) -> None:
     from ganstyle_jax.loop import plan as planning
 
     module, way = planning.module_and_settings(name)
-    description = "What a step takes on TPUs that are not here, by their own compiler."
+    description = "What a step takes on TPUs and GPUs that are not here, by their own compilers."
     chosen = flags.parse(f"ganstyle plan {name}", description, args, way=way, config=module.Config())
     try:
         planning.run(module, chosen.way, chosen.config)

@@ -156,8 +156,9 @@ class VGG:
                 break
             padding = self.first_padding if (i, j) == (1, 1) and self.first_padding else self.padding
             kernel = params[f"conv{i}_{j}"]
-            x = found[f"conv{i}_{j}"] = convolve(x, kernel, padding, self.platform, self._pooled(extent, i - 1))
-            x = found[f"relu{i}_{j}"] = jax.nn.relu(x)
+            with jax.named_scope(f"vgg/conv{i}_{j}"):
+                x = found[f"conv{i}_{j}"] = convolve(x, kernel, padding, self.platform, self._pooled(extent, i - 1))
+                x = found[f"relu{i}_{j}"] = jax.nn.relu(x)
             if "head" in kernel and f"relu{i}_{j}" in wanted:
                 found[f"relu{i}_{j}"] = x @ kernel["head"].astype(x.dtype)
         return x, {tap: value for tap, value in found.items() if tap in wanted}

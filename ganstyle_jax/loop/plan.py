@@ -1,12 +1,17 @@
-"""`ganstyle plan`: what a step takes on TPUs that are not here: memory, FLOPs, traffic, and an estimate of its time.
+"""`ganstyle plan`: what a step takes on TPUs and GPUs that are not here: memory, FLOPs, traffic, an estimate of its time.
 
-The true training step is compiled for a true topology by the compiler that TPUs use, which comes with the package
-libtpu and runs on any machine. What it reports is exact; the time is a roofline estimate from the chips' published
-figures: the longer of arithmetic and memory traffic, and after it the collectives, as if nothing overlapped.
+The true training step is compiled for a true topology by the compiler that the chips use, which comes with a package
+and runs on any machine: libtpu for TPUs, JAX's CUDA plugin for NVIDIA's GPUs. What it reports is exact. The time is a
+roofline estimate (Williams et al. 2009) from the chips' published figures, as if nothing overlapped:
+
+TPUs    the longer of all arithmetic and all memory traffic, at their peaks, and after it the exchanges;
+GPUs    kernel by kernel the longer of the two, at the shares of the peaks that large convolutions and streams of memory
+        commonly reach, and between two kernels a pause; FLOPs and bytes are counted in the program, see kernels.py.
+        Not in it: which algorithm cuDNN takes, what the second-level cache saves, and the host.
 """
 
+import collections
 import dataclasses
-import os
 import re
 from collections.abc import Sequence
 from types import ModuleType
@@ -19,31 +24,22 @@ from ganstyle_jax import builtin, contract, data
 from ganstyle_jax.contract import Method
 from ganstyle_jax.io.files import UserError, first_line, gigabytes
 from ganstyle_jax.loop import sources
+from ganstyle_jax.loop.chips import Chip, topology_devices
 from ganstyle_jax.loop.feed import Feed
+from ganstyle_jax.loop.kernels import Kernel, kernels
 from ganstyle_jax.loop.settings import Loop
 from ganstyle_jax.loop.step import abstract_state, make_advance, mesh_of
 from ganstyle_jax.nn import layers
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A chip's published figures (Google Cloud's documentation of each version)."""
-
-    kind: str  # as JAX calls the device
-    flops: float  # a second, of bfloat16 products, which are what float32 takes too by default
-    memory: float  # bytes
-    bandwidth: float  # bytes of memory a second
-    links: float  # bytes a second to other chips, over all links
-
-
-CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1228e9, 2400e9 / 8),
-    "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 1600e9 / 8),
-    "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 4800e9 / 8),
-    "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 3584e9 / 8),
-}
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+# Of GPUs: the shares of the peaks that are reached, the pause between kernels, and what an exchange takes at the least.
+# Large convolutions of cuDNN's reach 40 to 70 % of the peak, kernels that stream 75 to 90 % of the bandwidth.
+ARITHMETIC, BANDWIDTH = 0.5, 0.8
+PAUSE = 2e-6  # seconds
+LATENCY, LATENCY_BETWEEN_HOSTS = 15e-6, 30e-6
+# Products by cuBLAS: which of them Triton does better is measured on the card, and without one the compiler fails to
+# cut some of them into tiles.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
 class DoesNotFitError(Exception):
@@ -57,9 +53,16 @@ class Plan:
     chips: int
     arguments: int  # bytes: state, data
     temporary: int  # bytes
-    flops: float
+    flops: float  # on TPUs of all that is computed, on GPUs of convolutions and products
     traffic: float  # bytes between chip and its memory
-    collectives: tuple[tuple[str, int], ...]  # kind and bytes of the result, in the program's order
+    kernels: tuple[Kernel, ...] = ()
+    hosts: int = 1  # among which the chips are
+
+    @property
+    def collectives(self) -> list[tuple[str, int]]:
+        """Kind of each exchange between chips and bytes of its result, in the program's order."""
+        found = [kernel for kernel in self.kernels if kernel.kind == "exchange"]
+        return [(kernel.what, kernel.traffic) for kernel in found for _ in range(round(kernel.times))]
 
     @property
     def memory(self) -> int:
@@ -74,7 +77,8 @@ class Plan:
 class TrainingSettings:
     """What is planned of `ganstyle train`."""
 
-    topology: str  # the TPUs, such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4
+    # TPUs such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4, or GPUs such as h200:1, h200:8 or, hosts x GPUs, h200:2x8
+    topology: str
     batch_size: int = 64  # images of the global batch, over all chips
     shard_state: bool = False  # each chip keeps its part of the state
     shard_devices: int | None = None  # chips that have the state between them with --shard-state; by default all
@@ -103,7 +107,7 @@ def run(module: ModuleType, settings: Any, cfg: Any) -> None:
             with layers.compiling_for(devices[0].platform):
                 lowered = module.lower_step(settings, cfg, devices)
                 advice, unit = lowered.advice, lowered.unit
-                found = plan_lowered(lowered.lowered, len(devices), lowered.kept)
+                found = plan_lowered(lowered.lowered, devices, lowered.kept)
     except DoesNotFitError as error:
         raise UserError(f"{error}: {advice}") from error
     print(report(found, chip, unit))
@@ -112,29 +116,6 @@ def run(module: ModuleType, settings: Any, cfg: Any) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the compiler says
-
-
-def topology_devices(name: str) -> tuple[Chip, list[Any]]:
-    """The chips of a topology such as "v5e:2x4". UserError for one that there is not, or without libtpu."""
-    version, _, shape = name.partition(":")
-    if version not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        raise UserError(f"--topology must be such as v5e:2x4 or v4:2x2x1, of {', '.join(CHIPS)}, got {name!r}")
-    # libtpu would ask the network, for minutes, what machine this is.
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{version}-8")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile: there is no chip to fight for
-    from jax.experimental import topologies
-
-    try:
-        return CHIPS[version], topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # of many types: libtpu is missing, is too old, or knows no such slice
-        try:
-            import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise UserError(
-                "the TPU compiler is not installed: pip install -e '.[tpu-plan]', which needs no TPU"
-            ) from error
-        raise UserError(f"there is no topology {name}: {first_line(error)}") from error
 
 
 def plan_training(method: ModuleType | Method, cfg: Any, loop: Loop, devices: Sequence[Any]) -> Plan:
@@ -155,7 +136,12 @@ def plan_training(method: ModuleType | Method, cfg: Any, loop: Loop, devices: Se
         advance = make_advance(method, cfg, key, loop, mesh, abstract, feed.rows)
         stored, chunk = feed.abstract()
         scalar = jax.ShapeDtypeStruct((), np.int32)
-        return plan_lowered(advance.lower(abstract, constants, stored, chunk, scalar, scalar), mesh.size)
+        made = plan_lowered(advance.lower(abstract, constants, stored, chunk, scalar, scalar), devices)
+    # What is done before and after the loop over the steps of a dispatch, such as laying out weights anew.
+    once = 1 / Loop().steps_per_dispatch
+    return dataclasses.replace(
+        made, kernels=tuple(k if k.looped else dataclasses.replace(k, times=once) for k in made.kernels)
+    )
 
 
 def imagined(wanted: data.Wanted) -> data.Source:
@@ -167,42 +153,38 @@ def imagined(wanted: data.Wanted) -> data.Source:
     return data.Source("no images", (*wanted.shape, wanted.channels or 3), np.dtype(np.uint8), None, None, unread)
 
 
-def plan_lowered(lowered: Any, chips: int, kept: int = 0) -> Plan:
-    """What the compiler says of a program. kept: bytes that lie beside it on a chip, of which it knows nothing."""
+def plan_lowered(lowered: Any, devices: Sequence[Any], kept: int = 0) -> Plan:
+    """What the compiler says of a program for these devices. kept: bytes that lie beside it on each, unknown to it."""
+    cached = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)  # where such programs can be put, but not taken from
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(GPU_OPTIONS if devices[0].platform == "gpu" else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFitError(f"a chip has too little memory ({first_line(error)})") from error
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
     planned, cost = compiled.memory_analysis(), compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
+    run = tuple(kernels(compiled.as_text()))
+    if not cost:  # the GPUs' compiler
+        matrices = sum(kernel.flops * kernel.times for kernel in run if kernel.kind in ("convolution", "product"))
+        moved = sum(kernel.traffic * kernel.times for kernel in run if kernel.kind != "exchange")
+        cost = {"flops": matrices, "bytes accessed": float(moved)}
     return Plan(
-        chips,
+        len(devices),
         kept + planned.argument_size_in_bytes + planned.output_size_in_bytes - planned.alias_size_in_bytes,
         planned.temp_size_in_bytes,
         cost.get("flops", 0.0),
         cost.get("bytes accessed", 0.0),
-        tuple(collectives(compiled.as_text())),
+        run,
+        len({device.process_index for device in devices}),
     )
 
 
-def collectives(program: str) -> list[tuple[str, int]]:
-    """(kind, bytes of the result on a chip) of each collective in the text of a compiled program."""
-    found = []
-    for line in program.splitlines():
-        match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
-        if match is None:
-            continue
-        shapes, kind, started = match.groups()
-        sizes = [
-            BYTES.get(dtype, 4) * int(np.prod([int(side) for side in sides.split(",") if side]))
-            for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-        ]
-        # What starts an exchange gives back operand and result, and counters.
-        both = started and kind != "all-reduce"
-        found.append((kind, max(sizes) if both else sum(sizes)))
-    return found
+# ---------------------------------------------------------------------------------------------------------------------
+# The estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,22 +193,68 @@ class Estimate:
 
     arithmetic: float
     memory: float
+    computing: float  # of a TPU the longer of the two, of a GPU their sum kernel by kernel with the pauses
     exchange: float
 
     @property
     def step(self) -> float:
-        return max(self.arithmetic, self.memory) + self.exchange
+        return self.computing + self.exchange
 
     @property
     def efficiency(self) -> float:
         """Of what as many chips would do that need not talk to each other."""
-        return max(self.arithmetic, self.memory) / self.step if self.step else 1.0
+        return self.computing / self.step if self.step else 1.0
 
 
 def estimate(plan: Plan, chip: Chip) -> Estimate:
-    """By the roofline (Williams et al. 2009); a ring all-reduce moves its bytes twice."""
-    moved = sum(size * (2 if kind == "all-reduce" else 1) for kind, size in plan.collectives)
-    return Estimate(plan.flops / chip.flops, plan.traffic / chip.bandwidth, moved / chip.links if plan.chips > 1 else 0)
+    """By the roofline, see the top of this file; a ring all-reduce moves its bytes twice."""
+    exchanges = [kernel for kernel in plan.kernels if kernel.kind == "exchange"] if plan.chips > 1 else []
+    if chip.gpu is None:
+        moved = sum(k.traffic * k.times * (2 if k.what == "all-reduce" else 1) for k in exchanges)
+        arithmetic, memory = plan.flops / chip.flops, plan.traffic / chip.bandwidth
+        return Estimate(arithmetic, memory, max(arithmetic, memory), moved / chip.links)
+    run = [(kernel.times, *_roofline(kernel, chip)) for kernel in plan.kernels if kernel.kind != "exchange"]
+    return Estimate(
+        sum(times * arithmetic for times, arithmetic, _ in run),
+        sum(times * memory for times, _, memory in run),
+        sum(times * (max(arithmetic, memory) + PAUSE) for times, arithmetic, memory in run),
+        sum(kernel.times * _exchange(kernel, plan, chip) for kernel in exchanges),
+    )
+
+
+def seconds(kernel: Kernel, plan: Plan, chip: Chip) -> float:
+    """Of one kernel, each time it is run."""
+    if kernel.kind != "exchange":
+        return max(_roofline(kernel, chip)) + (PAUSE if chip.gpu else 0)
+    if chip.gpu:
+        return _exchange(kernel, plan, chip)
+    return kernel.traffic * (2 if kernel.what == "all-reduce" else 1) / chip.links
+
+
+def _roofline(kernel: Kernel, chip: Chip) -> tuple[float, float]:
+    """Seconds of a kernel's arithmetic and of its memory traffic."""
+    arithmetic, bandwidth = (ARITHMETIC, BANDWIDTH) if chip.gpu else (1.0, 1.0)
+    peak = chip.flops
+    if kernel.kind == "other" or (chip.gpu and (kernel.precise or kernel.dtype == "f64")):
+        peak = chip.scalar
+    elif kernel.dtype == "f32" and chip.flops32:
+        peak = chip.flops32
+    return kernel.flops / (arithmetic * peak) if peak else 0.0, kernel.traffic / (bandwidth * chip.bandwidth)
+
+
+def _exchange(kernel: Kernel, plan: Plan, chip: Chip) -> float:
+    """Seconds of an exchange between GPUs: in rings that use each host's network cards at once, or with a neighbour."""
+    several = plan.hosts > 1
+    latency = LATENCY_BETWEEN_HOSTS if several else LATENCY
+    if kernel.what == "collective-permute":
+        return latency + kernel.traffic / (chip.network if several else chip.links)
+    together = min(chip.links, chip.network * plan.chips / plan.hosts) if several else chip.links
+    share = (plan.chips - 1) / plan.chips * (2 if kernel.what == "all-reduce" else 1)
+    return latency + share * kernel.traffic / together
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In words
 
 
 def report(plan: Plan, chip: Chip, unit: str) -> str:
@@ -235,20 +263,73 @@ def report(plan: Plan, chip: Chip, unit: str) -> str:
     groups: dict[str, list[int]] = {}
     for kind, size in plan.collectives:
         groups.setdefault(kind, []).append(size)
+    share = "half of " if chip.gpu else ""
     lines = [
-        f"{plan.chips} chips {chip.kind}; {unit}",
+        f"{plan.chips} {'GPU' if chip.gpu else 'chip'}{'s' * (plan.chips > 1)} {chip.kind}; {unit}",
         f"memory of a chip: {gigabytes(plan.memory)} of {gigabytes(chip.memory)} "
         f"({gigabytes(plan.arguments)} state and data, {gigabytes(plan.temporary)} temporary)",
-        f"arithmetic: {plan.flops / 1e9:,.4g} GFLOP a chip, {1e3 * time.arithmetic:.3g} ms at {chip.flops / 1e12:g} "
-        "TFLOP/s",
+        f"arithmetic: {plan.flops / 1e9:,.4g} GFLOP a chip, {1e3 * time.arithmetic:.3g} ms at {share}"
+        f"{chip.flops / 1e12:g} TFLOP/s",
         f"memory traffic: {gigabytes(plan.traffic)} a chip, {1e3 * time.memory:.3g} ms at "
-        f"{chip.bandwidth / 1e9:g} GB/s",
+        f"{'80 % of ' if chip.gpu else ''}{chip.bandwidth / 1e9:g} GB/s",
         "exchange: "
         + ("; ".join(f"{len(sizes)} {kind}, {sum(sizes) / 1e6:,.3g} MB" for kind, sizes in groups.items()) or "none")
         + f", {1e3 * time.exchange:.3g} ms at {chip.links / 1e9:g} GB/s",
-        f"estimate: {1e3 * time.step:.3g} ms, at {time.efficiency:.0%} of the speed of chips that need not talk",
+        *([kernels_in_words(plan), kinds_in_words(plan, chip)] if chip.gpu else []),
+        f"estimate: {1e3 * time.step:.3g} ms"
+        + (f", at {time.efficiency:.0%} of the speed of chips that need not talk" if plan.chips > 1 else ""),
     ]
+    return "\n".join([*lines, "", dearest(plan, chip)]) if plan.kernels else "\n".join(lines)
+
+
+def convolutions(plan: Plan) -> collections.Counter[str]:
+    """How many there are of each kind, with their type and, where it is not the fast one, their layout."""
+    kinds = collections.Counter()
+    for kernel in plan.kernels:
+        if kernel.kind == "convolution":
+            layout = "" if kernel.channels_last else ", channels not last"
+            kinds[f"{kernel.what} {kernel.dtype}{layout}"] += kernel.times
+    return kinds
+
+
+def kernels_in_words(plan: Plan) -> str:
+    """How many kernels there are, and of which kinds the convolutions."""
+    count = sum(kernel.times for kernel in plan.kernels)
+    listed = "; ".join(f"{times:g} {kind}" for kind, times in sorted(convolutions(plan).items()))
+    return f"kernels: {count:,.0f}, {PAUSE * 1e6:g} us apart" + (f"; convolutions: {listed}" if listed else "")
+
+
+def kinds_in_words(plan: Plan, chip: Chip) -> str:
+    """What each kind of kernel takes."""
+    together = collections.Counter()
+    for kernel in plan.kernels:
+        together[kernel.kind] += kernel.times * seconds(kernel, plan, chip)
+    return "by kind: " + ", ".join(f"{kind} {1e3 * time:.3g} ms" for kind, time in together.most_common())
+
+
+def dearest(plan: Plan, chip: Chip, most: int = 10) -> str:
+    """A table of the kernels that take longest, those of one place in the method's code together."""
+    times, together = collections.Counter(), collections.Counter()
+    for kernel in plan.kernels:
+        what = f"{kernel.what or kernel.kind} {kernel.dtype}".strip()
+        name = f"{what}: {place(kernel) or kernel.name}"
+        times[name] += kernel.times
+        together[name] += kernel.times * seconds(kernel, plan, chip)
+    total = sum(together.values()) or 1.0
+    lines = [f"the {min(most, len(together))} dearest kernels, by the same estimate:", "     ms  share  times  kernel"]
+    for name, time in together.most_common(most):
+        lines.append(f"{1e3 * time:7.3f} {time / total:6.1%} {times[name]:6.4g}  {name}")
     return "\n".join(lines)
+
+
+def place(kernel: Kernel) -> str:
+    """Where a kernel belongs: `Generator/double1/conv_general_dilated, backward`."""
+    backward = ", backward" if "transpose(" in kernel.place else ""
+    parts = []
+    for part in re.sub(r"(transpose|jvp|vmap|rematted_computation)\(|\)(?=[/)]|$)", "", kernel.place).split("/"):
+        if part and part not in ("while", "body", "closed_call", "checkpoint") and not part.startswith("jit("):
+            parts.append(part)
+    return "/".join(parts) + backward
 
 
 def check_memory(plan: Plan, chip: Chip, advice: str) -> None:

@@ -33,7 +33,7 @@ def halve(x: jax.Array, kernel: jax.Array, platform: str = "auto") -> jax.Array:
     """4x4 convolution of stride 2 and padding 1: (b, h, w, c), (4, 4, c, d) -> (b, h/2, w/2, d); h and w even.
 
     y[i, j] = sum over p, q of x[2i + p - 1, 2j + q - 1] k[p, q]; torch's Conv2d(c, d, 4, 2, 1, bias=False).
-    platform: "cpu", "xla" (what XLA makes of the plain convolution), or "auto": "cpu" on a CPU, else "xla".
+    platform: "cpu", "xla" (what XLA makes of the plain convolution), or "auto": the fastest on the platform.
     """
     return _cpu_halve(x, kernel) if on_cpu(platform) else _halve(x, kernel)
 
@@ -43,13 +43,20 @@ def double(x: jax.Array, kernel: jax.Array, platform: str = "auto") -> jax.Array
 
     y[2i + p - 1, 2j + q - 1] += x[i, j] k[p, q]; torch's ConvTranspose2d(c, d, 4, 2, 1, bias=False).
     """
-    return _cpu_double(x, kernel) if on_cpu(platform) else _double(x, kernel)
+    if on_cpu(platform):
+        return _cpu_double(x, kernel)
+    return _gpu_double(x, kernel) if platform == "auto" and backend() == "gpu" else _double(x, kernel)
 
 
 def on_cpu(platform: str) -> bool:
     if platform not in ("auto", "cpu", "xla"):
         raise ValueError(f"platform must be 'auto', 'cpu' or 'xla', got {platform!r}")
-    return platform == "cpu" or (platform == "auto" and (_target.get() or jax.default_backend()) == "cpu")
+    return platform == "cpu" or (platform == "auto" and backend() == "cpu")
+
+
+def backend() -> str:
+    """What is compiled for: "cpu", "gpu" or "tpu"."""
+    return _target.get() or jax.default_backend()
 
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
@@ -72,6 +79,24 @@ def _halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _double(x: jax.Array, kernel: jax.Array) -> jax.Array:
     flipped = kernel[::-1, ::-1]  # XLA convolves without flipping; a transposed convolution is a flipped one
     return lax.conv_general_dilated(x, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_NHWC)
+
+
+# On GPUs cuDNN has an operation for the gradient by the kernel, to which XLA brings `halve`'s alone: what it makes of
+# `double`'s is a convolution of maps that were transposed, batch and channels exchanged, which moves each of them twice.
+# But `double`'s is `halve`'s with x and y exchanged.
+
+
+def _gpu_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
+    """(b, h, w, c), (b, h/2, w/2, d) -> (4, 4, c, d), as `_fast_kernel_gradient`."""
+    kernel = jax.ShapeDtypeStruct((4, 4, x.shape[3], y.shape[3]), x.dtype)
+    return jax.linear_transpose(lambda kernel: _halve(x, kernel), kernel)(y)[0]
+
+
+_gpu_double = jax.custom_vjp(_double)
+_gpu_double.defvjp(
+    lambda x, k: (_gpu_double(x, k), (x, k)),
+    lambda xk, y: (_halve(y, _swap(xk[1])), _swap(_gpu_kernel_gradient(y, xk[0]))),
+)
 
 
 # On CPUs there are two ways, by the number of channels of the larger picture. Both work on cells of 2x2 pixels, between

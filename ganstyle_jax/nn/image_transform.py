@@ -154,7 +154,11 @@ class ImageTransform:
         if h < SMALLEST or w < SMALLEST:  # and not the smaller one: symbols of `jax.export` are not compared
             raise ValueError(f"an image must have at least {SMALLEST} pixels on each side, got {h}x{w}")
 
-        def layer(x, weights, convolve):
+        def layer(name, x, weights, convolve):
+            with jax.named_scope(name):
+                return layer_in_place(x, weights, convolve)
+
+        def layer_in_place(x, weights, convolve):
             x = convolve(x, weights["kernel"]) + weights["bias"]
             if style is None:
                 scale, shift = (jnp.broadcast_to(weights[name][:1], (b, x.shape[-1])) for name in ("scale", "shift"))
@@ -166,15 +170,15 @@ class ImageTransform:
         up = {"nearest": enlarge, "transposed": transposed}[self.upsampling]
         x = images.astype(params["out"]["kernel"].dtype)
         x = jnp.pad(x, ((0, 0), (0, -h % 4), (0, -w % 4), (0, 0)), mode="reflect")
-        x = jax.nn.relu(layer(x, params["down1"], same))
+        x = jax.nn.relu(layer("down1", x, params["down1"], same))
         for name in ("down2", "down3"):
-            x = jax.nn.relu(layer(x, params[name], reduce))
+            x = jax.nn.relu(layer(name, x, params[name], reduce))
         for i in range(1, self.blocks + 1):
             block = params[f"block{i}"]
-            inner = jax.nn.relu(layer(x, block["first"], same))
-            x = x + layer(inner, block["second"], same)
+            inner = jax.nn.relu(layer(f"block{i}/first", x, block["first"], same))
+            x = x + layer(f"block{i}/second", inner, block["second"], same)
         for name in ("up1", "up2"):
-            x = jax.nn.relu(layer(x, params[name], up))
+            x = jax.nn.relu(layer(name, x, params[name], up))
         x = (same(x, params["out"]["kernel"]) + params["out"]["bias"])[:, :h, :w]
         if self.output == "tanh":
             return jnp.tanh(x)

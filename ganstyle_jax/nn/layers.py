@@ -8,6 +8,7 @@ averages.py      averages of weights over training
 
 from ganstyle_jax.nn.averages import ema
 from ganstyle_jax.nn.convolutions import (
+    backend,
     compiling_for,
     conv,
     double,
@@ -33,6 +34,7 @@ from ganstyle_jax.nn.norm import BatchNorm, instance_norm
 __all__ = [
     "BatchNorm",
     "axis_size",
+    "backend",
     "compiling_for",
     "conv",
     "double",

@@ -144,8 +144,9 @@ class ResNetGenerator:
 
         An image is padded by reflection to multiples of 4 and the result is cropped. ValueError for a smaller one.
         """
-        x, _ = self.encode(params, images)
-        return self.decode(params, x)[:, : images.shape[1], : images.shape[2]]
+        with jax.named_scope("generator"):
+            x, _ = self.encode(params, images)
+            return self.decode(params, x)[:, : images.shape[1], : images.shape[2]]
 
     def encode(self, params: Params, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Images to what the last block gives, (b, h/4, w/4, 4 w), and what there is on the way, by names.
@@ -161,8 +162,9 @@ class ResNetGenerator:
             x = jax.nn.relu(_normal(x, params[name]))
         for i in range(1, self.blocks + 1):
             block = params[f"block{i}"]
-            inner = jax.nn.relu(_normal(same(x, block["first"]["kernel"], self.padding), block["first"]))
-            x = x + _normal(same(inner, block["second"]["kernel"], self.padding), block["second"])
+            with jax.named_scope(f"block{i}"):
+                inner = jax.nn.relu(_normal(same(x, block["first"]["kernel"], self.padding), block["first"]))
+                x = x + _normal(same(inner, block["second"]["kernel"], self.padding), block["second"])
             found[f"block{i}"] = x
         return x, found
 
@@ -320,9 +322,10 @@ class PatchDiscriminator:
         x = images.astype(params["judge"]["kernel"].dtype)
         for i in range(1, self.halvings + 2):
             weights = params[f"conv{i}"]
-            if i <= self.halvings:
-                x = layers.halve(x, weights["kernel"])
-            else:
-                x = valid(padded(x, 1, "zero"), weights["kernel"])
-            x = _leaky(_biased(x, weights) if i == 1 else _normal(x, weights))
+            with jax.named_scope(f"discriminator/conv{i}"):
+                if i <= self.halvings:
+                    x = layers.halve(x, weights["kernel"])
+                else:
+                    x = valid(padded(x, 1, "zero"), weights["kernel"])
+                x = _leaky(_biased(x, weights) if i == 1 else _normal(x, weights))
         return _biased(valid(padded(x, 1, "zero"), params["judge"]["kernel"]), params["judge"])

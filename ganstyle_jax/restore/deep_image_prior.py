@@ -33,11 +33,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.nn import compiled
-from ganstyle_jax.nn.convolutions import on_cpu
+from ganstyle_jax.nn.convolutions import compiling_for, on_cpu
+from ganstyle_jax.programs import Lowered
 from ganstyle_jax.restore import early_stopping, lanczos
 from ganstyle_jax.restore.early_stopping import Watch
 from ganstyle_jax.restore.hourglass import Hourglass, Upsampling
@@ -431,6 +432,47 @@ def _step(
     watch, variance = early_stopping.look(cell.watch, step, picture, average, *looked)
     told = jnp.where(cell.watch.stopped, jnp.nan, loss), variance, watch.stopped
     return _Cell(cell.keys, params, opt_state, picture, average, watch), told
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A plan
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSettings:
+    """What is planned of `ganstyle restore`."""
+
+    topology: str  # one chip, such as h200:1 or v5e:1x1: each picture is one chip's
+    size: int = 512  # pixels of the restored picture's side
+
+
+def lower_step(settings: PlanSettings, cfg: Config, devices: Sequence[Any]) -> Lowered:
+    """One step of one network on one picture. Raises ValueError for several chips."""
+    if len(devices) > 1:
+        raise ValueError(f"each picture is one chip's: give a topology of one chip, got {settings.topology}")
+    cfg = preset(cfg.task, cfg.scale, cfg)
+    shape = (settings.size, settings.size, 3)
+    placed = SingleDeviceSharding(devices[0])
+
+    def array(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+
+    keys = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    state = jax.tree.map(array, jax.eval_shape(lambda keys: _begin(keys, cfg, shape), keys))
+    cell = _Cell(*(getattr(state, field.name) for field in dataclasses.fields(_Cell)))
+    small = tuple(side // cfg.scale for side in shape[:2]) if cfg.task == "super-resolve" else shape[:2]
+    given = {"measured": (*small, 3)} | ({"mask": (*small, 1)} if cfg.task in MASKED else {})
+    given |= {"guide": shape} if cfg.input == "guide" else {}
+    given = {name: array(jax.ShapeDtypeStruct(sides, cfg.dtype)) for name, sides in given.items()}
+
+    def step(cell: _Cell, step: jax.Array, given: _Given) -> Any:
+        z = make_input(cell.keys, cfg, shape, given.get("guide"))
+        return _step(cell, step, z, given, cfg, None)
+
+    with compiling_for(devices[0].platform):
+        lowered = jax.jit(step, donate_argnums=0).lower(cell, array(state.step), given)
+    unit = f"a step of {cfg.task}, {settings.size} x {settings.size} pixels"
+    return Lowered(lowered, 0, unit, "take a smaller --size")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ from ganstyle_jax.style.optimise import (
     start,
     variables,
 )
-from ganstyle_jax.style.plan import Lowered, PlanSettings, lower_step
+from ganstyle_jax.style.plan import PlanSettings, lower_step
 from ganstyle_jax.style.state import State, StateError, arrays_of, state_of
 from ganstyle_jax.style.targets import Targets, canvas_of, make_targets
 from ganstyle_jax.style.terms import loss_terms
@@ -78,7 +78,6 @@ __all__ = [
     "Config",
     "Iterate",
     "Job",
-    "Lowered",
     "Moments",
     "PlanSettings",
     "Progress",

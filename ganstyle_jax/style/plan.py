@@ -1,4 +1,4 @@
-"""An evaluation of an image whose rows the chips share, as it is planned for TPUs that are not here."""
+"""An evaluation of an image whose rows the chips share, as it is planned for TPUs and GPUs that are not here."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ganstyle_jax.features import vgg
 from ganstyle_jax.features.vgg import VGG
 from ganstyle_jax.nn import layers
+from ganstyle_jax.programs import Lowered
 from ganstyle_jax.style import memory, places
 from ganstyle_jax.style.config import Config
 from ganstyle_jax.style.losses import Moments
@@ -25,20 +26,11 @@ NETWORKS = {"vgg19": vgg.VGG19, "vgg16": vgg.VGG16, "compact": vgg.COMPACT}
 class PlanSettings:
     """What is planned of `ganstyle stylize --parallel rows`."""
 
-    topology: str  # the TPUs, such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4
+    # TPUs such as v5e:2x4, v5e:16x16, v4:2x2x2 or v5p:4x4x4, or GPUs such as h200:1, h200:8 or, hosts x GPUs, h200:2x8
+    topology: str
     features: Literal["vgg19", "vgg16", "compact"] = "vgg19"  # network to compare by
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the features
     remat: bool = False  # compute features again rather than keep them
-
-
-@dataclasses.dataclass(frozen=True)
-class Lowered:
-    """A step that can be compiled for devices that are not here."""
-
-    lowered: Any  # jax.stages.Lowered
-    kept: int  # bytes of the optimizer's memory that lie beside it on each chip
-    unit: str  # what the step does, in words
-    advice: str  # what to do where it does not fit
 
 
 def lower_step(settings: PlanSettings, cfg: Config, devices: Sequence[Any]) -> Lowered:
