@@ -317,6 +317,7 @@ def test_twenty_steps_match_pytorch_in_float64(x64, full_compile, torch, referen
     assert state.step == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"r1": 3.0}, {"gradient_penalty": 10.0, "loss": "wasserstein"}])
 def test_a_step_of_other_platforms_is_the_same(x64, options):
     """Second derivatives included; one device, and two by pmap."""

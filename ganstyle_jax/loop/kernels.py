@@ -10,7 +10,6 @@ slices it reads the slice alone, and what it updates in place it writes in that 
 import collections
 import dataclasses
 import functools
-import json
 import math
 import re
 from collections.abc import Iterator

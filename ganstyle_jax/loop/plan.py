@@ -31,7 +31,6 @@ from ganstyle_jax.loop.settings import Loop
 from ganstyle_jax.loop.step import abstract_state, make_advance, mesh_of
 from ganstyle_jax.nn import layers
 
-
 # Of GPUs: the shares of the peaks that are reached, the pause between kernels, and what an exchange takes at the least.
 # Large convolutions of cuDNN's reach 40 to 70 % of the peak, kernels that stream 75 to 90 % of the bandwidth.
 ARITHMETIC, BANDWIDTH = 0.5, 0.8
