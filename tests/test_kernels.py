@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the lines of programs
 """What is read from the text of compiled programs: FLOPs and bytes of what is known by hand."""
 
 import jax

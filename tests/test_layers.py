@@ -317,7 +317,10 @@ def test_batch_norm_does_not_see_the_scale_and_shift_of_its_input(x64, scale, sh
 
 
 def test_batch_norm_survives_a_large_mean():
-    """On CPUs, and elsewhere once the running mean has come near it. E[x^2] - E[x]^2 in one pass would lose all of a variance of 1 beside a mean of 10,000 in float32."""
+    """On CPUs, and elsewhere once the running mean has come near it.
+
+    E[x^2] - E[x]^2 in one pass would lose all of a variance of 1 beside a mean of 10,000 in float32.
+    """
     x = 1e4 + draw(0, 64, 4, 4, 2)
     module = layers.BatchNorm(momentum=1.0)
     variables = jax.jit(functools.partial(module.init, train=True))(jax.random.key(0), x)

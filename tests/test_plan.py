@@ -201,8 +201,11 @@ def test_a_plain_convolution_and_a_plain_product_of_a_gpu(gpus):
 @needs_gpu_compiler
 @pytest.mark.slow
 def test_a_step_of_dcgan_on_gpus(gpus):
-    """bfloat16 throughout and channels last; few kernels and exchanges: with statistics of the global batch each layer's
-    are one, forward and backward, and one more for each network's gradients."""
+    """bfloat16 throughout and channels last, few kernels and exchanges.
+
+    With statistics of the global batch each layer's are one exchange, forward and backward; each network's gradients
+    are one more.
+    """
     cfg = dcgan.Config(image_size=64, channels=3, dtype="bfloat16")
     alone = plan.plan_training(dcgan, cfg, train.Loop(batch_size=1024), gpus[:1])
     convolutions = plan.convolutions(alone)

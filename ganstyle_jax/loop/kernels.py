@@ -98,7 +98,7 @@ class Kernel:
 def kernels(program: str) -> list[Kernel]:
     """Kernels of one run of the program, in its order.
 
-    Those of a loop's body stand there once, with the number of its rounds, which is 1 where the program does not know it.
+    Those of a loop's body stand there once, with the number of its rounds, or 1 where the program does not know it.
     """
     computations, entry = _parse(program)
     return list(_walk(computations, entry, 1, False))
@@ -216,11 +216,9 @@ def _kernel(computations: dict[str, Computation], computation: Computation, inst
 def _inside(
     computations: dict[str, Computation], computation: Computation, instruction: Instruction
 ) -> Iterator[tuple[Kind, float, list[Shape], Instruction]]:
-    """Convolutions and products that an instruction is or has fused: kind, FLOPs, both operands' and its result's shape."""
-    shapes = [
-        shape for name in instruction.operands[:2] if name in computation for shape in computation[name].shapes[:1]
-    ]
-    shapes = [*shapes, *instruction.shapes[:1]]
+    """Convolutions and products that an instruction is or has fused: kind, FLOPs, the operands' and its result's shape."""
+    read = [computation[name] for name in instruction.operands[:2] if name in computation]
+    shapes = [shape for part in (*read, instruction) for shape in part.shapes[:1]]
     if instruction.op == "convolution" or "cudnn$conv" in instruction.attributes:
         labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
         if labels and len(shapes) == 3:

@@ -1,4 +1,4 @@
-"""`ganstyle plan`: what a step takes on TPUs and GPUs that are not here: memory, FLOPs, traffic, an estimate of its time.
+"""`ganstyle plan`: what a step takes on TPUs and GPUs that are not here: memory, FLOPs, traffic, a guess at its time.
 
 The true training step is compiled for a true topology by the compiler that the chips use, which comes with a package
 and runs on any machine: libtpu for TPUs, JAX's CUDA plugin for NVIDIA's GPUs. What it reports is exact. The time is a
@@ -281,9 +281,9 @@ def report(plan: Plan, chip: Chip, unit: str) -> str:
     return "\n".join([*lines, "", dearest(plan, chip)]) if plan.kernels else "\n".join(lines)
 
 
-def convolutions(plan: Plan) -> collections.Counter[str]:
+def convolutions(plan: Plan) -> dict[str, float]:
     """How many there are of each kind, with their type and, where it is not the fast one, their layout."""
-    kinds = collections.Counter()
+    kinds: dict[str, float] = collections.defaultdict(float)
     for kernel in plan.kernels:
         if kernel.kind == "convolution":
             layout = "" if kernel.channels_last else ", channels not last"
@@ -300,15 +300,16 @@ def kernels_in_words(plan: Plan) -> str:
 
 def kinds_in_words(plan: Plan, chip: Chip) -> str:
     """What each kind of kernel takes."""
-    together = collections.Counter()
+    together: dict[str, float] = collections.defaultdict(float)
     for kernel in plan.kernels:
         together[kernel.kind] += kernel.times * seconds(kernel, plan, chip)
-    return "by kind: " + ", ".join(f"{kind} {1e3 * time:.3g} ms" for kind, time in together.most_common())
+    return "by kind: " + ", ".join(f"{kind} {1e3 * time:.3g} ms" for kind, time in _most(together))
 
 
 def dearest(plan: Plan, chip: Chip, most: int = 10) -> str:
     """A table of the kernels that take longest, those of one place in the method's code together."""
-    times, together = collections.Counter(), collections.Counter()
+    times: dict[str, float] = collections.defaultdict(float)
+    together: dict[str, float] = collections.defaultdict(float)
     for kernel in plan.kernels:
         what = f"{kernel.what or kernel.kind} {kernel.dtype}".strip()
         name = f"{what}: {place(kernel) or kernel.name}"
@@ -316,9 +317,13 @@ def dearest(plan: Plan, chip: Chip, most: int = 10) -> str:
         together[name] += kernel.times * seconds(kernel, plan, chip)
     total = sum(together.values()) or 1.0
     lines = [f"the {min(most, len(together))} dearest kernels, by the same estimate:", "     ms  share  times  kernel"]
-    for name, time in together.most_common(most):
+    for name, time in _most(together)[:most]:
         lines.append(f"{1e3 * time:7.3f} {time / total:6.1%} {times[name]:6.4g}  {name}")
     return "\n".join(lines)
+
+
+def _most(values: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(values.items(), key=lambda item: -item[1])
 
 
 def place(kernel: Kernel) -> str:

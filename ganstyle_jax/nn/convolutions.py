@@ -82,7 +82,7 @@ def _double(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 # On GPUs cuDNN has an operation for the gradient by the kernel, to which XLA brings `halve`'s alone: what it makes of
-# `double`'s is a convolution of maps that were transposed, batch and channels exchanged, which moves each of them twice.
+# `double`'s is a convolution of maps that were transposed, batch and channels exchanged, and moves each of them twice.
 # But `double`'s is `halve`'s with x and y exchanged.
 
 
