@@ -23,7 +23,8 @@ def keep() -> None:
     logging.getLogger("jax._src.xla_bridge").addFilter(_of_interest)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and not jax.config.values.get("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        # Also what is compiled fast: a process makes dozens of small programs, which together take a second.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _of_interest(record: logging.LogRecord) -> bool:

@@ -748,6 +748,7 @@ def test_out_of_memory_is_one_sentence(pictures, tmp_path, monkeypatch):
     def advance(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
 
+    advance.lower = advance
     monkeypatch.setattr("ganstyle_jax.loop.train.make_advance", functools.partial(lambda *_: advance))
     with pytest.raises(UserError, match="out of memory: lower --batch-size"):
         train(tmp_path / "run", pictures)

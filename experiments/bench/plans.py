@@ -132,7 +132,7 @@ def table(plans: list[dict[str, Any]]) -> str:
     rows = [head, ["---"] * len(head)]
     for of in sorted(plans, key=lambda of: (of["work"].split()[0], int(of["work"].split()[1]))):
         if "refused" in of:
-            rows.append([of["work"], of["topology"], "does not fit", "", "", "", ""])
+            rows.append([of["work"], of["topology"], of["refused"].partition(":")[0], "", "", "", ""])
             continue
         memory = gigabytes(of["memory_bytes"]) + ("" if of["fits"] else ", does not fit")
         kinds = [f"{x['count']} {kind} ({x['bytes'] / 1e6:.3g})" for kind, x in of["collectives"].items()]

@@ -273,7 +273,7 @@ def _load(path: Path) -> Reader:
     params: Params = {}
     for name, array in arrays.items():
         layer, _, part = name.partition("/")
-        params.setdefault(layer, {})[part] = jnp.asarray(array, jnp.float32)
+        params.setdefault(layer, {})[part] = jax.device_put(np.asarray(array, np.float32))
     return Reader(params, about["temperature"], about["threshold"], about["record"])
 
 

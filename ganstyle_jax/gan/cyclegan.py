@@ -232,21 +232,23 @@ def remember(
     the place of one that was kept, and that one is shown. The history is the global batch's, in the devices' order.
     """
     fakes = layers.global_batch(fakes, axis_name)
-    size = len(history["pictures"])
+    size, n = len(history["pictures"]), len(fakes)
 
-    def one(history, given):
-        fake, swap, place = given
-        pictures, count = history["pictures"], history["count"]
+    # With numbers in the place of pictures: those of the history, then the new ones. So the pictures move once, and
+    # where devices share the batch they exchange it once.
+    def one(carry, given):
+        kept, count = carry
+        number, swap, place = given
         filling = count < size
         place = jnp.where(filling, count, place)
-        old = lax.dynamic_index_in_dim(pictures, place, keepdims=False)
-        kept = jnp.where(filling | swap, fake, old)
-        pictures = lax.dynamic_update_index_in_dim(pictures, kept, place, 0)
-        shown = jnp.where(~filling & swap, old, fake)
-        return {"pictures": pictures, "count": jnp.minimum(count + 1, size)}, shown
+        shown = jnp.where(~filling & swap, kept[place], number)
+        kept = kept.at[place].set(jnp.where(filling | swap, number, kept[place]))
+        return (kept, jnp.minimum(count + 1, size)), shown
 
-    new, shown = lax.scan(one, dict(history), (fakes, *history_draws(key, len(fakes), size)))
-    return new, layers.local_part(shown, axis_name)
+    begin = jnp.arange(size), history["count"]
+    (kept, count), shown = lax.scan(one, begin, (size + jnp.arange(n), *history_draws(key, n, size)))
+    pictures = jnp.concatenate([history["pictures"], fakes])
+    return {"pictures": pictures[kept], "count": count}, layers.local_part(pictures[shown], axis_name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def _kernel(computations: dict[str, Computation], computation: Computation, inst
 def _inside(
     computations: dict[str, Computation], computation: Computation, instruction: Instruction
 ) -> Iterator[tuple[Kind, float, list[Shape], Instruction]]:
-    """Convolutions and products that an instruction is or has fused: kind, FLOPs, the operands' and its result's shape."""
+    """Convolutions and products that an instruction is or has fused: kind, FLOPs, shapes of operands and result."""
     read = [computation[name] for name in instruction.operands[:2] if name in computation]
     shapes = [shape for part in (*read, instruction) for shape in part.shapes[:1]]
     if instruction.op == "convolution" or "cudnn$conv" in instruction.attributes:

@@ -6,6 +6,7 @@ over `axis_name` itself. Both give the same numbers.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,8 +72,13 @@ def abstract_state(
         spec = PartitionSpec(*(AXIS if axis == longest else None for axis in range(x.ndim))) if cut else PartitionSpec()
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
-    shapes = jax.eval_shape(lambda key, constants: method.init(key, cfg, constants), key, constants)
-    return jax.tree.map(placed, shapes)
+    return jax.tree.map(placed, jax.eval_shape(init_of(method, cfg), key, constants))
+
+
+@functools.lru_cache(1)  # so that it is traced once, for its shapes and to be compiled
+def init_of(method: Method, cfg: Any) -> Callable:
+    """(key, constants) -> a new state."""
+    return jax.jit(lambda key, constants: method.init(key, cfg, constants))
 
 
 def shardings_of(abstract: Any) -> Any:
@@ -95,6 +101,7 @@ def make_advance(
     """
 
     def steps(state, constants, stored, chunk, start, count, axis_name):
+        @jax.jit  # which is traced once, although it is asked below for its shapes too
         def one(i, state):
             batch = batch_of(stored, chunk, i)
             return method.train_step(state, batch, jax.random.fold_in(key, start + i), cfg, constants, axis_name)

@@ -9,6 +9,7 @@ person at the terminal and whoever else asks for them listen to.
 import contextlib
 import dataclasses
 import errno
+import functools
 import os
 import signal
 import sys
@@ -43,7 +44,7 @@ from ganstyle_jax.loop.feed import Feed
 from ganstyle_jax.loop.journal import Journal, Terminal
 from ganstyle_jax.loop.lock import held
 from ganstyle_jax.loop.settings import Loop
-from ganstyle_jax.loop.step import abstract_state, everywhere, make_advance, make_mesh, shardings_of
+from ganstyle_jax.loop.step import abstract_state, everywhere, init_of, make_advance, make_mesh, shardings_of
 from ganstyle_jax.nn import compiled
 
 __all__ = ["Loop", "run"]
@@ -109,6 +110,11 @@ def _run(method: Method, cfg: Any, data: Any, loop: Loop, control: Control, star
         print(dry_run.report(description, abstract, constants, advance, feed))
         return None
 
+    if loop.parallel == "jit":  # from now on, while weights and data are made and read
+        scalar = jax.ShapeDtypeStruct((), np.int32)
+        shapes = (abstract, jax.tree.map(jax.typeof, constants), *feed.abstract(), scalar, scalar)
+        advance = compiled.Ahead(advance, *shapes, within=functools.partial(runs.precision_of, cfg))
+
     checkpoints = Checkpoints(run_dir, loop.keep_checkpoints, loop.keep_every)
     restored = checkpoints.resume(abstract) if loop.resume != "never" else None
     if restored is not None:
@@ -117,9 +123,7 @@ def _run(method: Method, cfg: Any, data: Any, loop: Loop, control: Control, star
     elif loop.resume == "required":
         raise UserError(f"{run_dir} holds no checkpoint to resume; use --resume auto to begin where there is none")
     else:
-        make = compiled.once(
-            lambda key, constants: method.init(key, cfg, constants), out_shardings=shardings_of(abstract)
-        )
+        make = compiled.once(init_of(method, cfg), out_shardings=shardings_of(abstract))
         step, state = 0, make(key_init, constants)
         if loop.init_from is not None:
             state = runs.with_weights_of(loop.init_from, cfg, state)
@@ -200,8 +204,12 @@ class Training:
         def draw(state: Any, constants: Any, requests: Any) -> Any:
             return method.sample(method.generator(state, cfg, constants), requests, cfg)
 
-        self.draw = jax.jit(draw, out_shardings=whole)
-        self.finite = jax.jit(all_finite, out_shardings=whole)
+        # Compiled behind the first steps, which need neither.
+        within = functools.partial(runs.precision_of, cfg)
+        state_like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        drawn_from = state_like, self.constants, self.requests
+        self.draw = compiled.Ahead(jax.jit(draw, out_shardings=whole), *drawn_from, within=within)
+        self.finite = compiled.Ahead(jax.jit(all_finite, out_shardings=whole), state_like, within=within)
         self.meter = Meter(self.loop.batch_size, started)
         self.pending: tuple[int, int, dict] | None = None  # first step, steps and metrics of the dispatch under way
         self.means: dict[str, float] = {}  # of the last line of the log

@@ -1,7 +1,9 @@
-"""How much the compiler is asked to do, where that is more than is gained by it."""
+"""How much the compiler is asked to do, where that is more than is gained by it, and when."""
 
+import contextlib
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -47,3 +49,27 @@ def _has_choice() -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+class Ahead:
+    """A jitted function that a thread compiles for arguments of known shapes, until it is called for the first time."""
+
+    def __init__(self, jitted: Any, *shapes: Any, within: Callable[[], Any] = contextlib.nullcontext):
+        """shapes: as the arguments; within: makes a context in which it is compiled, as those of JAX are a thread's."""
+
+        def compile() -> Any:
+            with within():
+                return jitted.lower(*shapes).compile()
+
+        self.jitted, self.program = jitted, _worker().submit(compile)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.program.result()(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        return self.jitted.lower(*arguments)
+
+
+@functools.cache
+def _worker() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "compiler")

@@ -344,7 +344,7 @@ def state_of(arrays: Mapping[str, np.ndarray], like: State) -> State:
         if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
             got = None if array is None else f"{array.shape} {array.dtype}"
             raise ValueError(f"{name} must be {leaf.shape} {leaf.dtype}, got {got}")
-        found.append(jnp.asarray(array))
+        found.append(jax.device_put(array))
     return jax.tree_util.tree_unflatten(structure, found)
 
 

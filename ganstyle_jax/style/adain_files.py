@@ -71,7 +71,10 @@ def decoder_from_torch(state: Mapping[str, np.ndarray], cfg: adain.Config) -> Pa
         kernel, bias = taken[0].transpose(2, 3, 1, 0), taken[1]
         if layer is found[-1]:
             kernel, bias = 2 * kernel, 2 * bias - 1
-        params[layer.name] = {"kernel": jnp.asarray(kernel, cfg.dtype), "bias": jnp.asarray(bias, cfg.dtype)}
+        params[layer.name] = {
+            "kernel": jax.device_put(np.asarray(kernel, cfg.dtype)),
+            "bias": jax.device_put(np.asarray(bias, cfg.dtype)),
+        }
     if left:
         raise UserError(f"the file also holds {', '.join(list(left)[:4])}, for which {what} has no place")
     return params

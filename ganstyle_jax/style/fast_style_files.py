@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from ganstyle_jax.features import array_files, torch_files
@@ -99,7 +98,7 @@ def from_torch(state: Mapping[str, np.ndarray]) -> tuple[fast_style.Config, Para
         if norm is not None:
             weights["scale"] = take(f"{norm}.weight", (after,))[None]
             weights["shift"] = take(f"{norm}.bias", (after,))[None]
-        weights = {part: jnp.asarray(x, jnp.float32) for part, x in weights.items()}
+        weights = {part: jax.device_put(np.asarray(x, np.float32)) for part, x in weights.items()}
         put_layer(params, layer, weights)
     if left:
         raise UserError(f"the file also holds {', '.join(map(str, list(left)[:4]))}, for which there is no place")

@@ -70,9 +70,9 @@ def state_of(
         found = arrays.get(name := f"at{jax.tree_util.keystr(path)}")
         if found is None or found.shape != like.shape:
             raise StateError(f"{name} must have shape {like.shape}, got {None if found is None else found.shape}")
-        leaves.append(jnp.asarray(found))
+        leaves.append(jax.device_put(found))
     at = canvas.share_now(jax.tree_util.tree_unflatten(structure, leaves))
-    terms = {name[6:]: jnp.asarray(x) for name, x in arrays.items() if name.startswith("terms/")}
+    terms = {name[6:]: jax.device_put(x) for name, x in arrays.items() if name.startswith("terms/")}
     return State(at, terms, np.asarray(arrays.get("terms_at", 0)), size=size, before=before)
 
 
