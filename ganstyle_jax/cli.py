@@ -12,6 +12,7 @@ from ganstyle_jax import __version__
 from ganstyle_jax.builtin import EXAMPLE
 from ganstyle_jax.commands import (
     apply,
+    bench,
     collect,
     convert,
     data,
@@ -44,6 +45,7 @@ Command = (
     | Annotated[weights.Weights, tyro.conf.subcommand("weights")]
     | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[plan.Plan, tyro.conf.subcommand("plan")]
+    | Annotated[bench.Bench, tyro.conf.subcommand("bench")]
     | Annotated[collect.Collect, tyro.conf.subcommand("collect")]
     | Annotated[report.Report, tyro.conf.subcommand("report")]
     | Annotated[explain.Explain, tyro.conf.subcommand("explain")]
@@ -79,7 +81,7 @@ def main(args: list[str] | None = None) -> None:
             (train.train if args[0] == "train" else plan.plan)(args[1], args[2:])
             return
         own: dict[str, Any] = {"stylize": stylize.run, "texture": texture.run, "restore": restore.run}
-        own |= {"evaluate": evaluate.run, "apply": apply.run}
+        own |= {"evaluate": evaluate.run, "apply": apply.run, "bench": bench.run}
         if args and args[0] in own:
             own[args[0]](args[1:])
             return

@@ -843,3 +843,39 @@ def test_weights_without_a_network(tmp_path):
     said = one_sentence(done.stderr)
     assert "fetch https://download.pytorch.org/models/vgg19-dcbb9e9d.pth by hand" in said
     assert "`ganstyle weights import vgg19-dcbb9e9d.pth --name vgg19`" in said
+
+
+def test_bench_hands_over_to_the_script(monkeypatch, tmp_path):
+    from ganstyle_jax.commands import bench
+
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, check: asked.append(command) or Done(len(asked) - 1))
+    cli.main(["bench", "--parts", "step", "--json=mine.json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench"])
+    assert ended.value.code == 1  # as the script's
+    assert asked[0][1:] == [
+        str(bench.SCRIPT),
+        "--parts",
+        "step",
+        "--json=mine.json",
+        "--markdown",
+        f"{tmp_path}/bench.md",
+    ]
+    assert asked[1][2:] == ["--json", f"{tmp_path}/bench.json", *markdown]
+    assert bench.SCRIPT.exists()
+
+
+@dataclasses.dataclass
+class Done:
+    returncode: int
+
+
+def test_bench_of_an_installed_package_needs_a_clone(monkeypatch, capsys, tmp_path):
+    from ganstyle_jax.commands import bench
+
+    monkeypatch.setattr(bench, "SCRIPT", tmp_path / "missing.py")
+    with pytest.raises(SystemExit):
+        cli.main(["bench"])
+    assert "is in the repository and not in the installed package: clone it" in capsys.readouterr().err

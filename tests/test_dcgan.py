@@ -426,11 +426,13 @@ def test_bfloat16_computes_in_bfloat16_and_stays_near_float32(default):
     for name in ("loss/disc", "loss/gen"):
         assert metrics[0][name] != default[1][0][name]
         np.testing.assert_allclose(metrics[0][name], default[1][0][name], rtol=2e-2)  # 8 bits through five layers
-    text = str(jax.make_jaxpr(lambda s, b: dcgan.train_step(s, b, KEY, cfg))(
-        dcgan.init(KEY, cfg), {"real": {"image": pictures(0, BATCH, cfg)}}
-    ))  # fmt: skip
-    convolutions = [line for line in text.splitlines() if "conv_general_dilated[" in line]
-    assert convolutions and all("bf16[" in line for line in convolutions)
+    for platform, dtype in (("gpu", "bf16["), ("tpu", "bf16["), ("cpu", "f32[")):  # rounded after each, on CPUs
+        with layers.compiling_for(platform):
+            text = str(jax.make_jaxpr(lambda s, b: dcgan.train_step(s, b, KEY, cfg))(
+                dcgan.init(KEY, cfg), {"real": {"image": pictures(0, BATCH, cfg)}}
+            ))  # fmt: skip
+        convolutions = [line for line in text.splitlines() if "conv_general_dilated[" in line]
+        assert convolutions and all(dtype in line for line in convolutions)
 
 
 def test_float64_is_float64_throughout(x64):

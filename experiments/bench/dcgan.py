@@ -143,6 +143,7 @@ def jax_worker(bench: Bench) -> tuple[dict, dict[str, Callable[..., dict]]]:
     from ganstyle_jax.loop import step as step_of
     from ganstyle_jax.loop import train
     from ganstyle_jax.loop.feed import Feed
+    from ganstyle_jax.nn import compiled
 
     if jax.default_backend() != bench.device:
         raise UserError(
@@ -164,14 +165,14 @@ def jax_worker(bench: Bench) -> tuple[dict, dict[str, Callable[..., dict]]]:
     )
     feed = Feed({"real": data.Batches(source, loop.batch_size, SEED)}, loop, step_of.make_mesh(loop))
     key_init, key_train = jax.random.split(jax.random.key(SEED))
-    replicated = jax.sharding.NamedSharding(feed.mesh, jax.sharding.PartitionSpec())
-    make_state = jax.jit(lambda key: dcgan.init(key, cfg), out_shardings=replicated)
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), jax.eval_shape(make_state, key_init)
-    )
-    advance = step_of.make_advance(contract.of(dcgan), cfg, key_train, loop, feed.mesh, abstract, feed.rows)
+    method = contract.of(dcgan)
+    abstract = step_of.abstract_state(method, cfg, key_init, loop, feed.mesh)
+    advance = step_of.make_advance(method, cfg, key_train, loop, feed.mesh, abstract, feed.rows)
+    scalar = jax.ShapeDtypeStruct((), np.int32)
+    advance = compiled.Ahead(advance, abstract, (), *feed.abstract(), scalar, scalar)
+    make_state = compiled.once(step_of.init_of(method, cfg), out_shardings=step_of.shardings_of(abstract))
+    step, state = 0, make_state(key_init, ())
     stored = feed.load()
-    step, state = 0, make_state(key_init)
     chunks = feed.stream(0, 0)  # a set that lives on the device has no end
 
     def run(steps: int) -> dict:

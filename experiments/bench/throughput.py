@@ -6,7 +6,7 @@
 `train.run` from step `--warm` to its end, the last checkpoint's files and sums included, with more and more of what a
 run does: each thing every `--every` steps. Each case has a process of its own; they work in turn. The share that is
 printed is that of the bare step's images a second. What is missing was waited for: of grids the drawing, of checkpoints
-the copies, of evaluations all of it. Hardware: the machine must have nothing else to do; a quarter of an hour on two CPU
+the copies, of evaluations all of it. Hardware: the machine must have nothing else to do; 15 minutes on two CPU
 cores. No data: DCGAN at 32 pixels learns the package's own glyphs.
 """
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from ganstyle_jax.features import array_files, torch_files
