@@ -31,8 +31,8 @@ from ganstyle_jax.loop.settings import Loop
 from ganstyle_jax.loop.step import abstract_state, make_advance, mesh_of
 from ganstyle_jax.nn import layers
 
-# Of GPUs: the shares of the peaks that are reached, the pause between kernels, and what an exchange takes at the least.
-# Large convolutions of cuDNN's reach 40 to 70 % of the peak, kernels that stream 75 to 90 % of the bandwidth.
+# Of GPUs, assumed and not measured: the shares of the peaks that large convolutions and streams of memory reach, the
+# pause between two kernels, and what an exchange takes at the least.
 ARITHMETIC, BANDWIDTH = 0.5, 0.8
 PAUSE = 2e-6  # seconds
 LATENCY, LATENCY_BETWEEN_HOSTS = 15e-6, 30e-6
