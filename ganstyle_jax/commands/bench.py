@@ -1,7 +1,7 @@
 """`ganstyle bench`: the comparison with PyTorch on the user's own machine, by the scripts of a clone."""
 
 import dataclasses
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -25,6 +25,6 @@ def run(args: list[str]) -> None:
         )
     names = {arg.partition("=")[0] for arg in args}
     tables = [text for flag, name in TABLES.items() if flag not in names for text in (flag, str(Path.cwd() / name))]
-    done = subprocess.run([sys.executable, str(SCRIPT), *args, *tables], check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    sys.argv = [str(SCRIPT), *args, *tables]
+    sys.path.insert(0, str(SCRIPT.parent))  # as when it is run by itself
+    runpy.run_path(str(SCRIPT), run_name="__main__")
