@@ -55,8 +55,7 @@ class Instruction:
     shapes: tuple[Shape, ...]  # of its results
     op: str
     operands: tuple[str, ...]
-    inner: str  # what stands between its parentheses, such as a parameter's number
-    attributes: str  # what stands after them
+    attributes: str  # what stands after the operands
     root: bool  # the result of its computation
 
     @functools.cached_property
@@ -135,10 +134,9 @@ def _instruction(line: str) -> Instruction | None:
         return None
     opening = end + found.end() - 1
     closing = opening + _closing(rest[opening:])
-    inner, attributes = rest[opening + 1 : closing - 1], rest[closing:]
-    operands = tuple(re.findall(r"%([\w.\-]+)", inner))
+    operands = tuple(re.findall(r"%([\w.\-]+)", rest[opening:closing]))
     root = line.startswith("ROOT ")
-    return Instruction(name.lstrip("%"), _shapes(rest[:end]), found[1], operands, inner, attributes, root)
+    return Instruction(name.lstrip("%"), _shapes(rest[:end]), found[1], operands, rest[closing:], root)
 
 
 def _closing(text: str) -> int:
@@ -229,12 +227,8 @@ def _inside(
                 result, kernel, _ = shapes
             else:
                 _, kernel, result = shapes
-            yield (
-                "convolution",
-                2.0 * result.size * kernel.size / kernel.sides[labels[2].index("o")],
-                shapes,
-                instruction,
-            )
+            met = kernel.size / kernel.sides[labels[2].index("o")]
+            yield "convolution", 2.0 * result.size * met, shapes, instruction
     elif instruction.op == "dot" or "cublas$" in instruction.attributes:
         contracted = re.search(r"lhs_contracting_dim\w*\"?[=:][\[{]([^\]}]*)", instruction.attributes)
         if contracted and len(shapes) == 3:

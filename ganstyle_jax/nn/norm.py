@@ -26,9 +26,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1  # weight of the new batch in the running statistics
     epsilon: float = 1e-5
     slope: float = 1.0  # below 0 of what follows: 1 for nothing, 0 for a ReLU, between them for a leaky one
-    batches: int = (
-        1  # that lie interleaved on the first axis, x[i::batches], and are normalised each by itself, in turn
-    )
+    batches: int = 1  # that lie interleaved, x[i::batches], and are normalised each by itself, in turn
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
