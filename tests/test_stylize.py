@@ -590,7 +590,7 @@ PAIR = ["content.png", "style.jpg"]
         (["content.png", "cut.jpg"], "cut.jpg cannot be read as a picture"),
         (["pixel.png", "style.jpg"], "pixel.png has 1 x 1 pixels; at least 2 x 2 are needed"),
         (["content.png", "pixel.png"], "pixel.png has 1 x 1 pixels"),
-        (["huge.png", "style.jpg"], "huge.png has 600000000 pixels; at most 400000000 are read"),
+        (["huge.png", "style.jpg"], r"huge.png has 600000000 pixels; at most \d+ are read"),
         (["weights.txt", "style.jpg"], "weights.txt is not a picture that can be read"),
         (["thin.png", "style.jpg"], "thin.png at --size 24: an image of 24 x 1 pixels is too small"),
         ([*PAIR, "--init-image", "none.png"], "there is no picture .*none.png"),
