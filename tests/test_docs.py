@@ -69,6 +69,7 @@ def flags_of(method_file):
         if tuple(command) not in known:
             monkeypatch.setenv("COLUMNS", "200")
             monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which `plan` sets, and is to be as before afterwards
+            monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # the same
             monkeypatch.chdir(ROOT)
             with pytest.raises(SystemExit) as ended:
                 cli.main([*command, "--help"])

@@ -27,6 +27,7 @@ def run(command: Plan) -> None:
 
 def plan(name: str, args: list[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # all else is described to the compiler
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # whose programs of devices that are not here cannot be read
     from ganstyle_jax.loop import plan as planning
 
     module, way = planning.module_and_settings(name)

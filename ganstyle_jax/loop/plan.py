@@ -154,16 +154,12 @@ def imagined(wanted: data.Wanted) -> data.Source:
 
 def plan_lowered(lowered: Any, devices: Sequence[Any], kept: int = 0) -> Plan:
     """What the compiler says of a program for these devices. kept: bytes that lie beside it on each, unknown to it."""
-    cached = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)  # where such programs can be put, but not taken from
     try:
         compiled = lowered.compile(GPU_OPTIONS if devices[0].platform == "gpu" else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFitError(f"a chip has too little memory ({first_line(error)})") from error
-    finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
     planned, cost = compiled.memory_analysis(), compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     run = tuple(kernels(compiled.as_text()))
