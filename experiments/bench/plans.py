@@ -3,7 +3,7 @@
     pip install -e '.[tpu-plan,gpu-plan]'
     JAX_PLATFORMS=cpu python experiments/bench/plans.py
     JAX_PLATFORMS=cpu python experiments/bench/plans.py --topologies h200:1 h200:8 h200:2x8 --json gpu_plans.json
-        --work dcgan:64 dcgan:256 gatys:512 gatys:4096 fast-style:256 adain:256 super-resolution:288 cyclegan:256
+        --work dcgan:64 dcgan:256 gatys:512 gatys:4096 fast-style:256 adain:512 super-resolution:256 cyclegan:256
         deep-image-prior:512
 
 No TPU or GPU is needed. Compiles the true training step of each method, at its default settings (DCGAN: width 64,

@@ -280,23 +280,21 @@ def _traffic(computations: dict[str, Computation], computation: Computation, ins
     fused = [computations[called] for called in instruction.called("calls") if called in computations]
     if instruction.op != "fusion" or not fused:
         return sum(sizes) + instruction.bytes
-    read = 0
-    for part in fused[0].values():
-        if part.op == "parameter":
-            read += _read(fused[0], part)
+    users = _users(fused[0])
+    read = sum(_read(users, part) for part in fused[0].values() if part.op == "parameter")
     return read + _written(fused[0])
 
 
-def _read(computation: Computation, source: Instruction) -> int:
-    """Bytes that a fused computation reads of one of its values."""
+def _read(users: dict[str, list[Instruction]], source: Instruction) -> int:
+    """Bytes that a fused computation reads of one of its values. users: of its values, by name."""
     total = 0
-    for user in _users(computation).get(source.name, ()):
+    for user in users.get(source.name, ()):
         if user.op in ("slice", "dynamic-slice", "gather") and user.operands[0] == source.name:
             total += user.bytes
         elif user.op == "dynamic-update-slice" and user.operands[0] == source.name:
             continue  # in its place
         elif user.op == "bitcast":
-            total += _read(computation, user)
+            total += _read(users, user)
         else:
             return source.bytes
     return min(total, source.bytes)

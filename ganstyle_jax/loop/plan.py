@@ -203,18 +203,19 @@ class Estimate:
 
 def estimate(plan: Plan, chip: Chip) -> Estimate:
     """By the roofline, see the top of this file; a ring all-reduce moves its bytes twice."""
-    exchanges = [kernel for kernel in plan.kernels if kernel.kind == "exchange"] if plan.chips > 1 else []
+    exchange, computing = 0.0, 0.0
+    for kernel in plan.kernels:
+        time = kernel.times * seconds(kernel, plan, chip)
+        if kernel.kind != "exchange":
+            computing += time
+        elif plan.chips > 1:
+            exchange += time
     if chip.gpu is None:
-        moved = sum(k.traffic * k.times * (2 if k.what == "all-reduce" else 1) for k in exchanges)
         arithmetic, memory = plan.flops / chip.flops, plan.traffic / chip.bandwidth
-        return Estimate(arithmetic, memory, max(arithmetic, memory), moved / chip.links)
+        return Estimate(arithmetic, memory, max(arithmetic, memory), exchange)
     run = [(kernel.times, *_roofline(kernel, chip)) for kernel in plan.kernels if kernel.kind != "exchange"]
-    return Estimate(
-        sum(times * arithmetic for times, arithmetic, _ in run),
-        sum(times * memory for times, _, memory in run),
-        sum(times * (max(arithmetic, memory) + PAUSE) for times, arithmetic, memory in run),
-        sum(kernel.times * _exchange(kernel, plan, chip) for kernel in exchanges),
-    )
+    arithmetic = sum(times * arithmetic for times, arithmetic, _ in run)
+    return Estimate(arithmetic, sum(times * memory for times, _, memory in run), computing, exchange)
 
 
 def seconds(kernel: Kernel, plan: Plan, chip: Chip) -> float:

@@ -39,7 +39,7 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             y = (x.astype(self.param_dtype) - running_mean.value) * factor + bias
-            return (y if self.slope == 1 else jnp.where(y > 0, y, self.slope * y)).astype(self.dtype)
+            return _leaky(y, self.slope).astype(self.dtype)
         apart = x.reshape(-1, self.batches, *x.shape[1:])
         norm, near = (batch_norm, None) if backend() == "cpu" else (lean_batch_norm, running_mean.value)
         y, mean, var = norm(apart, scale, bias, near, self.axis_name, self.epsilon, self.slope)
@@ -75,7 +75,7 @@ def batch_norm(
         first, second = pmean(jnp.stack([_mean(off), _mean(off**2)]), axis_name)
         mean, var = first + near, jnp.maximum(second - first**2, 0)
     y = _normalised(x, scale, bias, mean, var, epsilon)
-    return (y if slope == 1 else jnp.where(y > 0, y, slope * y)).astype(x.dtype), mean, var
+    return _leaky(y, slope).astype(x.dtype), mean, var
 
 
 def _mean(x: jax.Array) -> jax.Array:
@@ -91,6 +91,10 @@ def _along(values: jax.Array, x: jax.Array) -> jax.Array:
 def _normalised(x: Any, scale: Any, bias: Any, mean: Any, var: Any, epsilon: float) -> jax.Array:
     factor = scale * lax.rsqrt(var + epsilon)
     return (x.astype(scale.dtype) - _along(mean, x)) * _along(factor, x) + bias
+
+
+def _leaky(y: jax.Array, slope: float) -> jax.Array:
+    return y if slope == 1 else jnp.where(y > 0, y, slope * y)
 
 
 # The same with a derivative that is written out, for GPUs and TPUs, which wait for memory here: each direction goes
