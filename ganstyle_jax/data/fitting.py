@@ -40,7 +40,8 @@ def fit(image: "Image.Image", image_size: int | tuple[int, int] | None, channels
     size = shape_of(image_size)
     if size is not None:
         top, left, height, width = centre(image.height, image.width, size)
-        image = image.crop((left, top, left + width, top + height))
+        if (height, width) != (image.height, image.width):
+            image = image.crop((left, top, left + width, top + height))
 
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range in an image file; use an .npz file")
@@ -56,8 +57,11 @@ def fit(image: "Image.Image", image_size: int | tuple[int, int] | None, channels
         image = _in_srgb(image, profile) or image
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("L" if channels == 1 else "RGB")
-    if size is not None:
+    # Each of these would copy a picture that is as it should be already, a fifth of the time that decoding takes.
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    if size is not None and size != (image.height, image.width):
         image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     return _convert(np.array(np.asarray(image).reshape(image.height, image.width, channels)), dtype)
 
