@@ -854,10 +854,10 @@ def test_memory_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
-    write(tmp_path / "set", {"a.png": png(colours(4, 4))})
+    write(tmp_path / "set", {"a.png": png(colours(8, 8))})
     np.savez(tmp_path / "a.npz", images=colours(2, 4, 4))
     source = open_source(tmp_path / "set", 4)
-    monkeypatch.setattr(Image.Image, "convert", fail)
+    monkeypatch.setattr(Image.Image, "resize", fail)
     with pytest.raises(UserError, match=r"not enough memory to read a\.png"):
         source.read(0)
     monkeypatch.setattr(np, "load", fail)
