@@ -117,44 +117,49 @@ def _read_zip(path: Path, size: int) -> Any:
 def _read_legacy(path: Path, size: int) -> Any:
     # A map, and not the file itself: read(n) of a map is bounded by what is there, whatever n a hostile file gives.
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if Unpickler(content, no_storages).load() != _LEGACY_MAGIC:
-            raise FileError("is a pickle, but not one that torch.save wrote; nothing in it was executed")
-        protocol = Unpickler(content, no_storages).load()
-        if protocol != _LEGACY_PROTOCOL:
-            raise FileError(f"has the protocol version {str(protocol)[:20]}; {_LEGACY_PROTOCOL} is accepted")
-        Unpickler(content, no_storages).load()  # sizes of C types where it was written, not used by storages
-        storages: dict[str, Storage] = {}
-        remaining = size
+        return read_legacy(content, size)
 
-        def load_storage(pid: tuple) -> Storage:
-            nonlocal remaining
-            dtype, key, numel = parse_storage_id(pid, fields=6)
-            if key not in storages:
-                remaining -= numel * dtype.itemsize
-                if remaining < 0:
-                    raise FileError(f"is cut off or damaged: it promises more than its {size} bytes; download it again")
-                storages[key] = Storage(dtype, np.zeros(numel * dtype.itemsize, np.uint8), size)  # filled below
-            storage = same_dtype(storages[key], dtype, key)
-            if pid[5] is None:
-                return storage
-            _, start, length = pid[5]  # a part of a storage, as PyTorch before 0.4 could save
-            if not (is_count(start) and is_count(length) and start + length <= numel):
-                raise FileError("has a part of a storage that reaches past its end; download or save it again")
-            part = storage.data[start * dtype.itemsize : (start + length) * dtype.itemsize]
-            return Storage(dtype, part, size)
 
-        tree = Unpickler(content, load_storage).load()
-        keys = Unpickler(content, no_storages).load()
-        if type(keys) is not list or sorted(map(str, keys)) != sorted(storages):
-            raise FileError("is damaged: its list of storages is not the one that its tensors use; download it again")
-        for key in keys:
-            storage = storages[key]
-            numel = int.from_bytes(content.read(8), "little")
-            if numel * storage.dtype.itemsize != storage.data.size or content.tell() + storage.data.size > size:
-                raise FileError(f"is cut off or damaged in storage {key!r}; download or save it again")
-            storage.data[:] = np.frombuffer(content.read(storage.data.size), np.uint8)
-            _make_native(storage.data, storage.dtype, "little")  # legacy files are always little-endian
-        return tree
+def read_legacy(content: Any, size: int) -> Any:
+    """What is in the older layout, from a map or bytes of `size` in memory that are read as a file. FileError."""
+    if Unpickler(content, no_storages).load() != _LEGACY_MAGIC:
+        raise FileError("is a pickle, but not one that torch.save wrote; nothing in it was executed")
+    protocol = Unpickler(content, no_storages).load()
+    if protocol != _LEGACY_PROTOCOL:
+        raise FileError(f"has the protocol version {str(protocol)[:20]}; {_LEGACY_PROTOCOL} is accepted")
+    Unpickler(content, no_storages).load()  # sizes of C types where it was written, not used by storages
+    storages: dict[str, Storage] = {}
+    remaining = size
+
+    def load_storage(pid: tuple) -> Storage:
+        nonlocal remaining
+        dtype, key, numel = parse_storage_id(pid, fields=6)
+        if key not in storages:
+            remaining -= numel * dtype.itemsize
+            if remaining < 0:
+                raise FileError(f"is cut off or damaged: it promises more than its {size} bytes; download it again")
+            storages[key] = Storage(dtype, np.zeros(numel * dtype.itemsize, np.uint8), size)  # filled below
+        storage = same_dtype(storages[key], dtype, key)
+        if pid[5] is None:
+            return storage
+        _, start, length = pid[5]  # a part of a storage, as PyTorch before 0.4 could save
+        if not (is_count(start) and is_count(length) and start + length <= numel):
+            raise FileError("has a part of a storage that reaches past its end; download or save it again")
+        part = storage.data[start * dtype.itemsize : (start + length) * dtype.itemsize]
+        return Storage(dtype, part, size)
+
+    tree = Unpickler(content, load_storage).load()
+    keys = Unpickler(content, no_storages).load()
+    if type(keys) is not list or sorted(map(str, keys)) != sorted(storages):
+        raise FileError("is damaged: its list of storages is not the one that its tensors use; download it again")
+    for key in keys:
+        storage = storages[key]
+        numel = int.from_bytes(content.read(8), "little")
+        if numel * storage.dtype.itemsize != storage.data.size or content.tell() + storage.data.size > size:
+            raise FileError(f"is cut off or damaged in storage {key!r}; download or save it again")
+        storage.data[:] = np.frombuffer(content.read(storage.data.size), np.uint8)
+        _make_native(storage.data, storage.dtype, "little")  # legacy files are always little-endian
+    return tree
 
 
 def _describe_foreign(head: bytes) -> str:

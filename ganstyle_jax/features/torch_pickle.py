@@ -11,7 +11,7 @@ are the bytes that it reads and what a function makes of its arguments, before i
 import dataclasses
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import ml_dtypes
@@ -193,11 +193,12 @@ class Unpickler(_PythonUnpickler):
     """
 
     dispatch: ClassVar = {}  # filled below
+    names: ClassVar = _GLOBALS
 
-    def __init__(self, file: Any, load_storage: Callable[[Any], Storage]):
+    def __init__(self, file: Any, load_storage: Callable[[Any], Storage], more: int = 0):
         super().__init__(_Charged(file, self.spend), encoding="utf-8")  # of Python 2's strings, as in torch.load
         self.load_storage = load_storage
-        self.left = BUDGET
+        self.left = BUDGET + more
 
     def spend(self, cost: int) -> None:
         self.left -= cost
@@ -211,8 +212,8 @@ class Unpickler(_PythonUnpickler):
         return self.load_storage(pid)
 
     def find_class(self, module: str, name: str) -> Any:
-        if type(module) is str and type(name) is str and (module, name) in _GLOBALS:
-            return _GLOBALS[module, name]
+        if type(module) is str and type(name) is str and (module, name) in self.names:
+            return self.names[module, name]
         if str(module).startswith(("torch.nn.modules.", "torchvision.models.")):
             raise FileError(_WHOLE_MODEL)
         wanted = repr(f"{str(module)[:100]}.{name}"[:100])
@@ -223,7 +224,7 @@ class Unpickler(_PythonUnpickler):
 
     def load_reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
-        if not any(function is known for known in _GLOBALS.values()) or type(args) is not tuple:
+        if not any(function is known for known in self.names.values()) or type(args) is not tuple:
             raise FileError("is damaged: it calls something that is not a function; nothing in it was executed")
         for arg in args:
             if isinstance(arg, (str, bytes)):
@@ -270,7 +271,13 @@ def _charged(load: Callable[[Unpickler], None]) -> Callable[[Unpickler], None]:
     return charged
 
 
-_OWN = {name: getattr(Unpickler, f"load_{name.lower()}") for name in ("REDUCE", "BUILD", "SETITEM", "SETITEMS")}
-for _name in _OPCODES:
-    _code = getattr(pickle, _name)[0]
-    Unpickler.dispatch[_code] = _charged(_OWN.get(_name, _PythonUnpickler.dispatch[_code]))
+def dispatch_of(opcodes: Sequence[str], unpickler: Any, own: tuple[str, ...]) -> dict[int, Callable[[Any], None]]:
+    """What to do at each of these opcodes, charged for: Python's own way, or that of the class `unpickler`."""
+    codes = {name: getattr(pickle, name)[0] for name in opcodes}
+    return {
+        code: _charged(getattr(unpickler, f"load_{name.lower()}") if name in own else _PythonUnpickler.dispatch[code])
+        for name, code in codes.items()
+    }
+
+
+Unpickler.dispatch |= dispatch_of(_OPCODES, Unpickler, ("REDUCE", "BUILD", "SETITEM", "SETITEMS"))
