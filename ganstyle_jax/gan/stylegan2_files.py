@@ -1,0 +1,263 @@
+"""StyleGAN2 networks to and from the files of the authors' PyTorch code, NVlabs/stylegan2-ada-pytorch.
+
+What is read are its pickled networks, `network-snapshot-000000.pkl` or `ffhq.pkl`: the averaged generator, "G_ema", and
+the discriminator, "D", without executing anything of theirs (see features/persistent_pickle.py). What is written are
+the state dicts of both under the same names, for `load_state_dict` of networks that are made with the same arguments.
+
+Names there are `synthesis.b8.conv0.weight`, (out, in, 3, 3), where ours are synthesis/b8/conv0/kernel, (3, 3, in, out);
+the scales of equalised learning rates are applied in use on both sides, so that weights are the same numbers. A run
+made of a file computes in float32, where the authors' finest levels compute in halves and clamp all others at 256.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ganstyle_jax.features import persistent_pickle, torch_files
+from ganstyle_jax.features.array_files import not_finite
+from ganstyle_jax.features.persistent_pickle import Network
+from ganstyle_jax.features.state_dicts import StateDict
+from ganstyle_jax.gan import stylegan2
+from ganstyle_jax.io.files import UserError
+from ganstyle_jax.loop.models import flattened, nested
+
+IMPLEMENTATION = "stylegan2-ada-pytorch"
+TAPS = (1, 3, 3, 1)  # of the filter that all resampling goes through
+CAPACITY, MAX_CHANNELS = 32768, 512  # of their networks, where they are not told otherwise
+# Their names of what we call otherwise, within a network.
+RENAMED = {"torgb": "to_picture", "fromrgb": "from_picture"}
+
+
+def names_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None) -> Iterator[tuple[str, str]]:
+    """(ours, theirs) of every array of a network, {"synthesis/b8/conv0/kernel": (3, 3, in, out), ...}.
+
+    size: pixels of the pictures that a discriminator sees, whose first layer and last ones they count among the levels.
+    """
+    theirs = {ours: name for name, ours in RENAMED.items()}
+    for name in shapes:
+        *way, last = (theirs.get(part, part) for part in name.split("/"))
+        if size is not None and way[0] in ("fromrgb", "conv", "fc", "out"):
+            way = [f"b{size if way[0] == 'fromrgb' else 4}", *way]
+        yield name, ".".join([*way, "weight" if last == "kernel" else last])
+
+
+def to_torch(params: Mapping[str, Any], size: int | None = None) -> StateDict:
+    """A network's weights as a state dict. size: of a discriminator's pictures, None for a generator."""
+    arrays = {name: np.asarray(x) for name, x in flattened(params).items()}
+    return {
+        theirs: np.ascontiguousarray(_turned(arrays[ours], ours, size))
+        for ours, theirs in names_of({name: x.shape for name, x in arrays.items()}, size)
+    }
+
+
+def _turned(array: np.ndarray, name: str, size: int | None) -> np.ndarray:
+    """As PyTorch orders the axes."""
+    if name.endswith("const"):
+        return array.transpose(2, 0, 1)
+    if not name.endswith("kernel"):
+        return array
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    if size is not None and name == "fc/kernel":  # of the last 4x4 pixels, which they lay flat with channels first
+        return array.reshape(4, 4, -1, array.shape[1]).transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
+    return array.T
+
+
+def _turned_back(array: np.ndarray, shape: tuple[int, ...], name: str, size: int | None) -> np.ndarray:
+    """The inverse, to our `shape`; the array's own where it does not fit."""
+    there = _turned(np.empty(shape, np.int8), name, size).shape
+    if array.shape != there:
+        raise ValueError(there)
+    if name.endswith("const"):
+        return array.transpose(1, 2, 0)
+    if not name.endswith("kernel"):
+        return array
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    if size is not None and name == "fc/kernel":
+        return array.reshape(len(array), -1, 4, 4).transpose(2, 3, 1, 0).reshape(shape)
+    return array.T
+
+
+def from_torch(arrays: Mapping[str, np.ndarray], shapes: Any, what: str, size: int | None = None) -> dict:
+    """Their arrays as the tree that `shapes` is, and of its dtypes. UserError for arrays of another network.
+
+    Buffers are not looked at here: the filters, the average style and the noise of samples.
+    """
+    left = dict(arrays)
+    wanted = flattened(shapes)
+    found = {}
+    for ours, theirs in names_of({name: x.shape for name, x in wanted.items()}, size):
+        if theirs not in left:
+            raise UserError(f"{what} has no {theirs}, which the network that it is said to be needs")
+        array = np.asarray(left.pop(theirs))
+        try:
+            turned = _turned_back(array, wanted[ours].shape, ours, size)
+        except ValueError as error:
+            raise UserError(f"{theirs} of {what} has shape {array.shape}, where {error.args[0]} was expected") from None
+        if fault := not_finite(array, theirs):
+            raise UserError(f"{what}: {fault}, so the training that it is from has failed; take an earlier state of it")
+        found[ours] = np.ascontiguousarray(turned, wanted[ours].dtype)
+    if left:
+        raise UserError(f"{what} holds {', '.join(list(left)[:4])}, which there is no place for")
+    return nested(found)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What their networks are
+
+
+def config_of(generator: Network, discriminator: Network | None = None) -> stylegan2.Config:
+    """Settings of a run with such networks, by the arguments that they were made with. UserError for what no run has."""
+    said, layers_said = generator.arguments, _within(generator, "synthesis_kwargs")
+    if generator.kind != "Generator" or "synthesis.b4.const" not in generator.arrays:
+        raise UserError(
+            f"G_ema is a {generator.kind[:60]} without the constant that StyleGAN2 begins with: generators of "
+            f"{IMPLEMENTATION} are read, and not those of StyleGAN3 or others"
+        )
+    kinds = {"z_dim": int, "w_dim": int, "c_dim": int, "img_resolution": int, "img_channels": int}
+    for name, kind in kinds.items():
+        if type(said.get(name)) is not kind:
+            raise UserError(f"G_ema does not say its {name}: it was not made as {IMPLEMENTATION} makes it")
+    if said["z_dim"] != said["w_dim"]:
+        raise UserError(f"G_ema has latents of {said['z_dim']} and styles of {said['w_dim']} numbers: runs have as many")
+    if (of := layers_said.get("architecture", "skip")) != "skip":
+        raise UserError(f"G_ema has the architecture {of!r}, and runs have 'skip'")
+    given: dict[str, Any] = {
+        "preset": "auto",
+        "image_size": said["img_resolution"],
+        "channels": said["img_channels"],
+        "latent_dim": said["z_dim"],
+        "mapping_layers": _within(generator, "mapping_kwargs").get("num_layers", 8),
+        "capacity": layers_said.get("channel_base", CAPACITY),
+        "max_channels": layers_said.get("channel_max", MAX_CHANNELS),
+        "conditional": said["c_dim"] > 0,
+        "classes": said["c_dim"] or None,
+    }
+    if discriminator is not None:
+        architecture = discriminator.arguments.get("architecture", "resnet")
+        known = {"resnet": "resnet", "orig": "plain"}
+        if architecture not in known:
+            raise UserError(f"D has the architecture {architecture!r}, and runs have {' or '.join(map(repr, known))}")
+        group = _within(discriminator, "epilogue_kwargs").get("mbstd_group_size", 4)
+        given |= {"discriminator": known[architecture], "group": group}
+    try:
+        return stylegan2.complete(stylegan2.Config(**given))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"a run with such networks is not accepted: {error}") from None
+
+
+def _within(network: Network, name: str) -> Mapping[str, Any]:
+    found = network.arguments.get(name, {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def _without_buffers(network: Network, what: str) -> dict[str, np.ndarray]:
+    """Its parameters, after a look at the filters. Frozen layers' weights are buffers in their files, and stay."""
+    taps = np.outer(TAPS, TAPS) / np.sum(TAPS) ** 2
+    rest = {}
+    for name, array in network.arrays.items():
+        if name.endswith("resample_filter"):
+            if array.shape != taps.shape or not np.allclose(array, taps):
+                raise UserError(f"{name} of {what} is another filter than {list(TAPS)}, which runs have")
+        elif not re.search(r"(noise_const|w_avg)$", name):
+            rest[name] = array
+    return rest
+
+
+def state_of(networks: Mapping[str, Network]) -> tuple[stylegan2.Config, stylegan2.State]:
+    """A run's state with the weights of "G_ema" and, if it is there, "D"; the optimizers are new. UserError."""
+    if "G_ema" not in networks:
+        raise UserError(f"it holds {', '.join(networks)}, and no averaged generator, G_ema")
+    gen, disc = networks["G_ema"], networks.get("D")
+    cfg = config_of(gen, disc)
+    shapes = jax.eval_shape(lambda key: stylegan2.init(key, cfg), jax.random.key(0))
+    params = from_torch(_without_buffers(gen, "G_ema"), shapes.gen.params, "G_ema")
+    theirs = None
+    if disc is not None:
+        theirs = from_torch(_without_buffers(disc, "D"), shapes.disc.params, "D", cfg.image_size)
+    noise = {
+        level: {name: _buffer(gen, f"synthesis.{level}.{name}.noise_const", x) for name, x in places.items()}
+        for level, places in shapes.noise.items()
+    }
+    w_avg = _buffer(gen, "mapping.w_avg", shapes.w_avg)
+    # Only now, since every size has been found to be as large as the file makes it.
+    state = stylegan2.init(jax.random.key(0), cfg)
+    state = state.replace(
+        gen=dataclasses.replace(state.gen, params=_on_device(params)),
+        ema=_on_device(params),
+        noise=_on_device(noise),
+        w_avg=jnp.asarray(w_avg),
+    )
+    if theirs is not None:
+        state = state.replace(disc=dataclasses.replace(state.disc, params=_on_device(theirs)))
+    return cfg, state
+
+
+def _buffer(network: Network, name: str, like: Any) -> np.ndarray:
+    array = network.arrays.get(name)
+    if array is None or array.shape != like.shape or not np.isfinite(array).all():
+        raise UserError(f"G_ema has no sound {name} of shape {like.shape}")
+    return np.ascontiguousarray(array, like.dtype)
+
+
+def _on_device(tree: Any) -> Any:
+    return jax.tree.map(jnp.asarray, tree)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def recognises(paths: list[Path]) -> bool:
+    """Whether `ganstyle convert` means networks of StyleGAN2-ADA by these files."""
+    return any(map(persistent_pickle.is_persistent, paths))
+
+
+def import_files(paths: list[Path], out: Path) -> str:
+    """Makes the run folder `out` of a pickled snapshot; returns a sentence.
+
+    The optimizers, the average path length and augmentation are new, which such files do not hold.
+    """
+    from ganstyle_jax.loop import runs
+    from ganstyle_jax.loop.checkpoints import Checkpoints
+    from ganstyle_jax.loop.settings import Loop
+
+    if (out / "run.json").exists():
+        raise UserError(f"{out} already holds a run: choose another --out")
+    if len(paths) != 1:
+        raise UserError(f"a snapshot of {IMPLEMENTATION} holds both networks: give one file, got {len(paths)}")
+    networks = persistent_pickle.read_networks(paths[0])
+    try:
+        cfg, state = state_of(networks)
+    except UserError as error:
+        raise UserError(f"{paths[0]}: {error}") from None
+    runs.write(out, stylegan2, runs.describe(stylegan2, cfg, f"weights of {paths[0].name}", Loop(run_dir=out)))
+    checkpoints = Checkpoints(out)
+    checkpoints.save(0, state)
+    checkpoints.close()
+    what = "G_ema and D" if "D" in networks else "G_ema"
+    classes = f", {cfg.classes} classes" if cfg.conditional else ""
+    return f"{what} of {cfg.image_size} pixels{classes} are in the run folder {out}: ganstyle sample {out}"
+
+
+def export_run(run_dir: Path, out: Path, file_format: Literal["pth", "safetensors"], averaged: bool) -> str:
+    """Writes the state dicts of G_ema (or of the last G) and D of a run into the folder `out`; returns a sentence."""
+    from ganstyle_jax.loop import runs
+
+    run = runs.load(run_dir)
+    generator = to_torch(run.state.ema if averaged else run.state.gen.params)
+    generator["mapping.w_avg"] = np.asarray(run.state.w_avg)
+    for name, noise in flattened(run.state.noise).items():
+        generator[f"synthesis.{name.replace('/', '.')}.noise_const"] = np.asarray(noise)
+    files = {"G_ema" if averaged else "G": generator, "D": to_torch(run.state.disc.params, run.cfg.image_size)}
+    for name, state in files.items():
+        torch_files.write_weights(out / f"{name}.{file_format}", state)
+    where = " and ".join(str(out / f"{name}.{file_format}") for name in files)
+    return f"step {run.step} of {run_dir} is in {where}"
