@@ -3,6 +3,7 @@
 # Those that train a network, see contract.py.
 TRAINED = {
     "dcgan": "ganstyle_jax.gan.dcgan",
+    "stylegan2": "ganstyle_jax.gan.stylegan2",
     "fast-style": "ganstyle_jax.style.fast_style",
     "adain": "ganstyle_jax.style.adain",
     "super-resolution": "ganstyle_jax.restore.super_resolution",
