@@ -25,4 +25,5 @@ CONVERTERS = {
     "fast-style": "ganstyle_jax.style.fast_style_files",
     "adain": "ganstyle_jax.style.adain_files",
     "cyclegan": "ganstyle_jax.gan.cyclegan_files",
+    "stylegan2": "ganstyle_jax.gan.stylegan2_files",
 }

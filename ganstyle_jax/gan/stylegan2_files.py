@@ -18,6 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ganstyle_jax.features import persistent_pickle, torch_files
 from ganstyle_jax.features.array_files import not_finite
@@ -25,7 +26,6 @@ from ganstyle_jax.features.persistent_pickle import Network
 from ganstyle_jax.features.state_dicts import StateDict
 from ganstyle_jax.gan import stylegan2
 from ganstyle_jax.io.files import UserError
-from ganstyle_jax.loop.models import flattened, nested
 
 IMPLEMENTATION = "stylegan2-ada-pytorch"
 TAPS = (1, 3, 3, 1)  # of the filter that all resampling goes through
@@ -49,9 +49,9 @@ def names_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None) -> 
 
 def to_torch(params: Mapping[str, Any], size: int | None = None) -> StateDict:
     """A network's weights as a state dict. size: of a discriminator's pictures, None for a generator."""
-    arrays = {name: np.asarray(x) for name, x in flattened(params).items()}
+    arrays = {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
     return {
-        theirs: np.ascontiguousarray(_turned(arrays[ours], ours, size))
+        theirs: np.array(_turned(arrays[ours], ours, size), order="C")
         for ours, theirs in names_of({name: x.shape for name, x in arrays.items()}, size)
     }
 
@@ -91,7 +91,7 @@ def from_torch(arrays: Mapping[str, np.ndarray], shapes: Any, what: str, size: i
     Buffers are not looked at here: the filters, the average style and the noise of samples.
     """
     left = dict(arrays)
-    wanted = flattened(shapes)
+    wanted = flatten_dict(shapes, sep="/")
     found = {}
     for ours, theirs in names_of({name: x.shape for name, x in wanted.items()}, size):
         if theirs not in left:
@@ -103,10 +103,10 @@ def from_torch(arrays: Mapping[str, np.ndarray], shapes: Any, what: str, size: i
             raise UserError(f"{theirs} of {what} has shape {array.shape}, where {error.args[0]} was expected") from None
         if fault := not_finite(array, theirs):
             raise UserError(f"{what}: {fault}, so the training that it is from has failed; take an earlier state of it")
-        found[ours] = np.ascontiguousarray(turned, wanted[ours].dtype)
+        found[ours] = np.array(turned, wanted[ours].dtype, order="C")  # which, unlike ascontiguousarray, leaves a () a ()
     if left:
         raise UserError(f"{what} holds {', '.join(list(left)[:4])}, which there is no place for")
-    return nested(found)
+    return unflatten_dict(found, sep="/")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,7 +126,9 @@ def config_of(generator: Network, discriminator: Network | None = None) -> style
         if type(said.get(name)) is not kind:
             raise UserError(f"G_ema does not say its {name}: it was not made as {IMPLEMENTATION} makes it")
     if said["z_dim"] != said["w_dim"]:
-        raise UserError(f"G_ema has latents of {said['z_dim']} and styles of {said['w_dim']} numbers: runs have as many")
+        raise UserError(
+            f"G_ema has latents of {said['z_dim']} and styles of {said['w_dim']} numbers: runs have as many"
+        )
     if (of := layers_said.get("architecture", "skip")) != "skip":
         raise UserError(f"G_ema has the architecture {of!r}, and runs have 'skip'")
     given: dict[str, Any] = {
@@ -188,7 +190,7 @@ def state_of(networks: Mapping[str, Network]) -> tuple[stylegan2.Config, stylega
     }
     w_avg = _buffer(gen, "mapping.w_avg", shapes.w_avg)
     # Only now, since every size has been found to be as large as the file makes it.
-    state = stylegan2.init(jax.random.key(0), cfg)
+    state = jax.jit(stylegan2.init, static_argnums=1)(jax.random.key(0), cfg)
     state = state.replace(
         gen=dataclasses.replace(state.gen, params=_on_device(params)),
         ema=_on_device(params),
@@ -204,7 +206,7 @@ def _buffer(network: Network, name: str, like: Any) -> np.ndarray:
     array = network.arrays.get(name)
     if array is None or array.shape != like.shape or not np.isfinite(array).all():
         raise UserError(f"G_ema has no sound {name} of shape {like.shape}")
-    return np.ascontiguousarray(array, like.dtype)
+    return np.array(array, like.dtype)
 
 
 def _on_device(tree: Any) -> Any:
@@ -254,7 +256,7 @@ def export_run(run_dir: Path, out: Path, file_format: Literal["pth", "safetensor
     run = runs.load(run_dir)
     generator = to_torch(run.state.ema if averaged else run.state.gen.params)
     generator["mapping.w_avg"] = np.asarray(run.state.w_avg)
-    for name, noise in flattened(run.state.noise).items():
+    for name, noise in flatten_dict(run.state.noise, sep="/").items():
         generator[f"synthesis.{name.replace('/', '.')}.noise_const"] = np.asarray(noise)
     files = {"G_ema" if averaged else "G": generator, "D": to_torch(run.state.disc.params, run.cfg.image_size)}
     for name, state in files.items():
