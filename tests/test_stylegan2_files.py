@@ -162,7 +162,7 @@ def test_a_snapshot_becomes_a_run_and_its_weights_come_back(torch, tmp_path, cap
 
 
 def test_it_samples_as_pytorch_does_with_the_same_weights(torch, tmp_path):
-    """The network of tests/torch_stylegan2.py, which is compared with the method in test_stylegan2.py, by their names."""
+    """By the network of tests/torch_stylegan2.py, which test_stylegan2.py compares with the method."""
     import torch_stylegan2 as reference
 
     path, gen, disc = snapshot(torch, tmp_path / "a.pkl")
@@ -193,6 +193,16 @@ def test_it_samples_as_pytorch_does_with_the_same_weights(torch, tmp_path):
     ours = stylegan2.paint(variables["params"], w, stylegan2.sample_noise(variables, 2, cfg), cfg)
     assert np.linalg.norm(ours - expected) < 1e-4 * np.linalg.norm(expected)
     assert disc is not None
+
+
+def test_a_generator_alone_gets_a_new_discriminator(torch, tmp_path, quick_compile):
+    tree = {"G_ema": pickled(torch, drawn(generator_shapes(), 0), "Generator", **SIZES)}
+    said = {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": SYNTHESIS}
+    tree["G_ema"]._init_kwargs |= said
+    path = persistent.dump(tree, tmp_path / "g.pkl")
+    assert "G_ema of 16 pixels are" in stylegan2_files.import_files([path], tmp_path / "run")
+    state = runs.load(tmp_path / "run").state
+    assert np.std(state.disc.params["b8"]["conv0"]["kernel"]) > 0.9  # N(0, 1)
 
 
 def refused(path, match):

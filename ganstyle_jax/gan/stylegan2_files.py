@@ -9,14 +9,12 @@ the scales of equalised learning rates are applied in use on both sides, so that
 made of a file computes in float32, where the authors' finest levels compute in halves and clamp all others at 256.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -91,7 +89,7 @@ def from_torch(arrays: Mapping[str, np.ndarray], shapes: Any, what: str, size: i
     Buffers are not looked at here: the filters, the average style and the noise of samples.
     """
     left = dict(arrays)
-    wanted = flatten_dict(shapes, sep="/")
+    wanted: dict[str, Any] = flatten_dict(shapes, sep="/")
     found = {}
     for ours, theirs in names_of({name: x.shape for name, x in wanted.items()}, size):
         if theirs not in left:
@@ -103,7 +101,7 @@ def from_torch(arrays: Mapping[str, np.ndarray], shapes: Any, what: str, size: i
             raise UserError(f"{theirs} of {what} has shape {array.shape}, where {error.args[0]} was expected") from None
         if fault := not_finite(array, theirs):
             raise UserError(f"{what}: {fault}, so the training that it is from has failed; take an earlier state of it")
-        found[ours] = np.array(turned, wanted[ours].dtype, order="C")  # which, unlike ascontiguousarray, leaves a () a ()
+        found[ours] = np.array(turned, wanted[ours].dtype, order="C")
     if left:
         raise UserError(f"{what} holds {', '.join(list(left)[:4])}, which there is no place for")
     return unflatten_dict(found, sep="/")
@@ -114,7 +112,7 @@ def from_torch(arrays: Mapping[str, np.ndarray], shapes: Any, what: str, size: i
 
 
 def config_of(generator: Network, discriminator: Network | None = None) -> stylegan2.Config:
-    """Settings of a run with such networks, by the arguments that they were made with. UserError for what no run has."""
+    """Settings of a run with such networks, by what they were made with. UserError for what no run has."""
     said, layers_said = generator.arguments, _within(generator, "synthesis_kwargs")
     if generator.kind != "Generator" or "synthesis.b4.const" not in generator.arrays:
         raise UserError(
@@ -189,16 +187,19 @@ def state_of(networks: Mapping[str, Network]) -> tuple[stylegan2.Config, stylega
         for level, places in shapes.noise.items()
     }
     w_avg = _buffer(gen, "mapping.w_avg", shapes.w_avg)
-    # Only now, since every size has been found to be as large as the file makes it.
-    state = jax.jit(stylegan2.init, static_argnums=1)(jax.random.key(0), cfg)
-    state = state.replace(
-        gen=dataclasses.replace(state.gen, params=_on_device(params)),
-        ema=_on_device(params),
-        noise=_on_device(noise),
-        w_avg=jnp.asarray(w_avg),
+    # Only now, since every size has been found to be as large as the file makes it. What is new of a state is 0.
+    new = lambda tree: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)  # noqa: E731
+    if theirs is None:
+        disc_params = jax.jit(stylegan2.init, static_argnums=1)(jax.random.key(0), cfg).disc.params
+    else:
+        disc_params = theirs
+    state = new(shapes).replace(
+        gen=stylegan2.Network(params, new(shapes.gen.opt_state)),
+        disc=stylegan2.Network(disc_params, new(shapes.disc.opt_state)),
+        ema=params,
+        noise=noise,
+        w_avg=w_avg,
     )
-    if theirs is not None:
-        state = state.replace(disc=dataclasses.replace(state.disc, params=_on_device(theirs)))
     return cfg, state
 
 
@@ -207,10 +208,6 @@ def _buffer(network: Network, name: str, like: Any) -> np.ndarray:
     if array is None or array.shape != like.shape or not np.isfinite(array).all():
         raise UserError(f"G_ema has no sound {name} of shape {like.shape}")
     return np.array(array, like.dtype)
-
-
-def _on_device(tree: Any) -> Any:
-    return jax.tree.map(jnp.asarray, tree)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,7 +239,7 @@ def import_files(paths: list[Path], out: Path) -> str:
         raise UserError(f"{paths[0]}: {error}") from None
     runs.write(out, stylegan2, runs.describe(stylegan2, cfg, f"weights of {paths[0].name}", Loop(run_dir=out)))
     checkpoints = Checkpoints(out)
-    checkpoints.save(0, state)
+    checkpoints.save(0, jax.tree.map(jax.device_put, state))
     checkpoints.close()
     what = "G_ema and D" if "D" in networks else "G_ema"
     classes = f", {cfg.classes} classes" if cfg.conditional else ""
