@@ -21,6 +21,7 @@ from ganstyle_jax.commands import (
     export,
     flags,
     plan,
+    project,
     quickstart,
     report,
     restore,
@@ -38,6 +39,7 @@ Command = (
     | Annotated[texture.Texture, tyro.conf.subcommand("texture")]
     | Annotated[restore.Restore, tyro.conf.subcommand("restore")]
     | Annotated[sample.Sample, tyro.conf.subcommand("sample")]
+    | Annotated[project.Project, tyro.conf.subcommand("project")]
     | Annotated[apply.Apply, tyro.conf.subcommand("apply")]
     | Annotated[export.Export, tyro.conf.subcommand("export")]
     | Annotated[convert.Convert, tyro.conf.subcommand("convert")]
@@ -81,7 +83,7 @@ def main(args: list[str] | None = None) -> None:
             (train.train if args[0] == "train" else plan.plan)(args[1], args[2:])
             return
         own: dict[str, Any] = {"stylize": stylize.run, "texture": texture.run, "restore": restore.run}
-        own |= {"evaluate": evaluate.run, "apply": apply.run, "bench": bench.run}
+        own |= {"evaluate": evaluate.run, "apply": apply.run, "bench": bench.run, "project": project.run}
         if args and args[0] in own:
             own[args[0]](args[1:])
             return

@@ -54,6 +54,12 @@ def test_what_is_written_is_read_back_bit_for_bit(file, variables):
     np.testing.assert_array_equal(model.draw(z), expected)
 
 
+def test_numbers_without_axes_stay_such(variables, tmp_path):
+    models.write(tmp_path / "a.safetensors", METHOD, CFG, {"a": np.array(3.0, np.float32), "b": np.array(2)})
+    found = models.read(tmp_path / "a.safetensors").variables
+    assert found["a"].shape == found["b"].shape == () and found["a"] == 3 and found["b"] == 2
+
+
 def test_half_precision_takes_half_and_is_read_as_float32(file, variables, tmp_path):
     models.write(tmp_path / "half.safetensors", METHOD, CFG, variables, "float16", {"license": "CC0"})
     assert (tmp_path / "half.safetensors").stat().st_size < 0.7 * file.stat().st_size

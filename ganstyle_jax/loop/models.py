@@ -131,9 +131,9 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def _narrow(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     if not jax.numpy.issubdtype(array.dtype, np.floating):  # NumPy's does not know bfloat16
-        return np.ascontiguousarray(array)
+        return np.array(array, order="C")  # which, unlike ascontiguousarray, leaves a () a ()
     with np.errstate(over="ignore"):
-        narrow = np.ascontiguousarray(array, dtype)
+        narrow = np.array(array, dtype, order="C")
     if not np.isfinite(narrow).all():
         worst = float(np.max(np.abs(array.astype(np.float64))))
         raise ValueError(f"{name} holds values that {dtype} cannot, up to {worst:.3g}")
