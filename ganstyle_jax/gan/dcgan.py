@@ -30,6 +30,7 @@ import optax
 from jax import lax
 
 from ganstyle_jax.data import Source, Wanted
+from ganstyle_jax.io.files import UserError
 from ganstyle_jax.nn import augment, layers, losses
 
 
@@ -138,18 +139,18 @@ def sources(cfg: Config) -> dict[str, Wanted]:
 
 
 def settle(cfg: Config, found: Mapping[str, Source]) -> Config:
-    """As many channels and, if conditional, classes as the data has. ValueError where these are not the config's."""
+    """As many channels and, if conditional, classes as the data has. UserError where these are not the config's."""
     real = found["real"]
     cfg = dataclasses.replace(cfg, channels=real.image_shape[-1])
     if not cfg.conditional:
         return cfg
     if not real.label_names:
-        raise ValueError(
+        raise UserError(
             f"conditional needs pictures in classes, and {real.name} has none: give a folder for each class, or an "
             ".npz with labels"
         )
     if cfg.classes not in (None, len(real.label_names)):
-        raise ValueError(f"classes must be as many as {real.name} has, {len(real.label_names)}, got {cfg.classes}")
+        raise UserError(f"classes must be as many as {real.name} has, {len(real.label_names)}, got {cfg.classes}")
     return dataclasses.replace(cfg, classes=len(real.label_names))
 
 
