@@ -31,6 +31,8 @@ and may have
                                                    what paints, where that is one of these: variables are {"params": its
                                                    weights}, requests {"content": pictures, "style": (n, styles)}; then
                                                    `ganstyle apply` takes large pictures in strips
+    class_weights(label, cfg) -> weights           labels (n,), or weights of the classes (n, classes), to such weights:
+                                                   `sample` takes both as requests["label"], for films between classes
     discriminate(state, images, cfg), first_layer(variables, cfg), activations(variables, requests, cfg)
                                                    what `ganstyle explain` looks at
 
@@ -46,7 +48,7 @@ import collections
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -284,6 +286,30 @@ def with_latents(requests: Any, latents: np.ndarray) -> Any:
     n = len(latents)
     others = {name: x if len(x) == n else x[:1].repeat(n, 0) for name, x in requests.items()}
     return others | {"latents": latents}
+
+
+def in_classes(requests: Any, classes: Sequence[int]) -> Any:
+    """Requests of these classes, one after the other and again from the first; as they are where there are none.
+
+    UserError where the method is asked for pictures without a class.
+    """
+    if not classes:
+        return requests
+    if not isinstance(requests, Mapping) or "label" not in requests:
+        raise UserError(f"classes {', '.join(map(str, classes))} are asked for, and this method's pictures have none")
+    n = count_of(requests)
+    return {**requests, "label": np.resize(np.asarray(classes, np.asarray(requests["label"]).dtype), n)}
+
+
+def columns_of(requests: Any) -> int | None:
+    """Columns of a roughly square grid in which each has one class; None where there are no classes, or too many."""
+    if not isinstance(requests, Mapping) or "label" not in requests:
+        return None
+    labels = np.asarray(requests["label"])
+    period, n = len(np.unique(labels)), len(labels)
+    if labels.ndim != 1 or not 1 < period <= min(n, 40) or not (labels == np.resize(labels[:period], n)).all():
+        return None
+    return period * max(1, round(n**0.5 / period))
 
 
 def column(pictures: Any, title: str | None = None) -> Any:

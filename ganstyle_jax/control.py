@@ -47,6 +47,7 @@ class Pictures:
 
     step: int
     pictures: np.ndarray | dict[str, np.ndarray]
+    columns: int | None = None  # of the grid that shows them best, where that is known
 
 
 @dataclasses.dataclass(frozen=True)

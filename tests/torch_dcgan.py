@@ -100,3 +100,56 @@ def published_step(gen, disc, gen_optimizer, disc_optimizer, images, z):
     gen_loss.backward()
     gen_optimizer.step()
     return (real_loss + fake_loss).detach(), gen_loss.detach()
+
+
+class ConditionalGenerator(Generator):
+    """The class' embedding goes beside z (Mirza & Osindero 2014)."""
+
+    def __init__(self, classes, image_size=64, channels=3, latent_dim=100, width=64):
+        super().__init__(image_size, channels, 2 * latent_dim, width)
+        self.embedding = nn.Embedding(classes, latent_dim)
+
+    def forward(self, z, label):
+        return super().forward(torch.cat([z, self.embedding(label)], 1))
+
+
+class ConditionalDiscriminator(Discriminator):
+    """A projection discriminator (Miyato & Koyama 2018): the class' embedding times the last features, each place's."""
+
+    def __init__(self, classes, image_size=64, channels=3, width=64):
+        super().__init__(image_size, channels, width)
+        last = self.main[-1]
+        assert isinstance(last, nn.Conv2d)
+        self.embedding = nn.Embedding(classes, 16 * last.in_channels)
+
+    def forward(self, images, label):
+        features = self.main[:-1](images)
+        of_class = torch.einsum("bi,bi->b", features.flatten(1), self.embedding(label))
+        return self.main[-1](features).flatten() + of_class
+
+
+def conditional_step(gen, disc, gen_optimizer, disc_optimizer, images, z, label, r1=0.0):
+    """As `train_step`, of pictures in classes: generated ones are asked for in the classes of the real ones.
+
+    r1: gamma of the R1 penalty, gamma / 2 |grad D|^2 on the real pictures.
+    """
+    disc_optimizer.zero_grad(set_to_none=True)
+    images = images.clone().requires_grad_(r1 > 0)
+    fake = gen(z, label)
+    real_logits, fake_logits = disc(images, label), disc(fake.detach(), label)
+    disc_loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+    if r1:
+        (by_images,) = torch.autograd.grad(real_logits.sum(), images, create_graph=True)
+        disc_loss = disc_loss + r1 / 2 * by_images.square().sum((1, 2, 3)).mean()
+    disc_loss.backward()
+    disc_optimizer.step()
+
+    gen_optimizer.zero_grad(set_to_none=True)
+    for p in disc.parameters():
+        p.requires_grad_(False)
+    gen_loss = F.softplus(-disc(fake, label)).mean()
+    gen_loss.backward()
+    for p in disc.parameters():
+        p.requires_grad_(True)
+    gen_optimizer.step()
+    return disc_loss.detach(), gen_loss.detach()

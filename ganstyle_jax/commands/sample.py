@@ -2,8 +2,9 @@
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +19,8 @@ class Sample:
     run: tyro.conf.Positional[Path]  # run folder
     out: Path = Path("samples")  # .png: one grid; .npz: array `images`, uint8 (n, h, w, c); else a folder of PNGs
     count: int = 64  # pictures
+    # of a conditional run: which classes to draw, by name or number; one after the other, in a grid a column for each
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(name="class", metavar="NAME|NUMBER [...]")] = ()
     step: int | Literal["best"] | None = None  # of the checkpoint to draw from, or the best; by default the newest
     seed: int = 0  # decides the latents
     batch_norm: Literal["standing", "running", "batch"] | None = None  # the generator's statistics; None: as trained
@@ -58,21 +61,25 @@ def run(command: Sample) -> None:
     overrides: dict[str, Any] = {} if command.batch_norm is None else {"batch_norm": command.batch_norm}
     run = runs.load(command.run, command.step, **overrides)
     key = jax.random.key(command.seed)
+    classes = [run.label_of(name) for name in command.classes]
     if command.interpolate:
-        requests = run.requests(key, command.stops)
+        requests = contract.in_classes(run.requests(key, command.stops), classes)
         stops = contract.latents_of(requests)
         if stops is None:
             raise UserError(
                 f"--interpolate walks between latents, and {run.method.name} is asked for pictures otherwise"
             )
         way = walks.walk(stops, command.frames - 1).astype(stops.dtype)
-        frames = run.pictures(run.draw(contract.with_latents(requests, way)))
+        asked = contract.with_latents(requests, way)
+        if isinstance(asked, Mapping) and "label" in asked and len(classes) != 1:
+            asked = {**asked, "label": _labels_between(run, requests["label"], command.frames, bool(classes))}
+        frames = run.pictures(run.draw(asked))
         images.save_gif(command.out / "walk.gif", frames, command.fps)
         # A row for each stop: the way from it to the next.
         images.save_png(command.out / "strip.png", images.grid(frames, columns=command.frames))
         print(f"a walk of {len(frames)} pictures in {command.out / 'walk.gif'} and {command.out / 'strip.png'}")
         return
-    drawn = run.sheet(key, command.count)
+    drawn = run.sheet(key, command.count, classes=classes)
     pictures = run.pictures(drawn)
     if command.out.is_file():
         print(f"{command.out} is replaced", file=sys.stderr)
@@ -80,8 +87,23 @@ def run(command: Sample) -> None:
         with atomic_path(command.out) as path:
             np.savez_compressed(path, images=images.to_uint8(pictures))
     elif command.out.suffix.lower() == ".png":
-        images.save_png(command.out, sheet.of(drawn))
+        requests = contract.in_classes(run.requests(key, command.count), classes)
+        images.save_png(command.out, sheet.of(drawn, contract.columns_of(requests)))
     else:
         for i, picture in enumerate(pictures):
             images.save_png(command.out / f"{i:06d}.png", picture)
     print(f"{command.count} pictures of step {run.step} in {command.out}")
+
+
+def _labels_between(run: Any, labels: Any, frames: int, chosen: bool) -> Any:
+    """For each frame of a walk weights of the classes, from stop to stop; the first stop's class for methods without.
+
+    chosen: whether these classes were asked for, so that a walk in one of them alone would not do. UserError then.
+    """
+    from ganstyle_jax.look import walks
+
+    if run.method.has("class_weights"):
+        return walks.blend(labels, run.cfg.classes, frames - 1)
+    if chosen:
+        raise UserError(f"{run.method.name} knows nothing between its classes: give --interpolate one --class")
+    return labels[:1].repeat(len(labels) * frames, 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ganstyle_jax import __version__
+from ganstyle_jax.io.files import listed
 from ganstyle_jax.loop.models import Model, config_of
 
 UNKNOWN = "not stated. Ask whoever trained it before you pass it on: what it may be used for can depend on its data"
@@ -25,6 +26,7 @@ class Card:
     steps: str  # of training
     styles: tuple[str, ...]  # of a network that paints
     licence: str  # of the weights; "" where nobody has said
+    classes: tuple[str, ...] = ()  # of a model that is conditional on them, by label
 
     def metadata(self) -> dict[str, str]:
         """As texts by name, for the metadata of files."""
@@ -37,7 +39,8 @@ class Card:
             "license": self.licence or "unknown",
             "program": f"ganstyle_jax {__version__}",
         }
-        return said | ({"styles": json.dumps(self.styles)} if self.styles else {})
+        lists = {"styles": self.styles, "label_names": self.classes}
+        return said | {name: json.dumps(names) for name, names in lists.items() if names}
 
     def markdown(self, use: str) -> str:
         """The card of a file. use: a section in Markdown on how it is used."""
@@ -46,6 +49,7 @@ class Card:
             "Trained for": self.steps,
             "Data": self.data,
             "Styles": ", ".join(self.styles),
+            "Classes": listed(self.classes, most=40),
             "Program": f"ganstyle_jax {__version__}",
             "Licence of the weights": self.licence or UNKNOWN,
         }
@@ -68,6 +72,7 @@ def of(model: Model, data: Any, title: str = "", licence: str = "") -> Card:
         steps=known.get("steps") or (model.title if model.title.startswith("step ") else "unknown"),
         styles=names_of_styles(model.cfg),
         licence=licence or known.get("license", "").replace("unknown", ""),
+        classes=model.label_names,
     )
 
 

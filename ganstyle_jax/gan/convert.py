@@ -161,7 +161,8 @@ def _read(path: Path) -> dict[str, StateDict]:
 
 
 def generator_to_torch(variables: Mapping, cfg: dcgan.Config) -> StateDict:
-    """{"params", "batch_stats"} of `dcgan.Generator` to a state dict of `netG`."""
+    """{"params", "batch_stats"} of `dcgan.Generator` to a state dict of `netG`. UserError for a conditional one."""
+    _check_unconditional(cfg)
     params, stats = variables["params"], variables["batch_stats"]
     levels = len(cfg.hidden_channels)
     out: StateDict = {}
@@ -192,7 +193,8 @@ def generator_from_torch(state: StateDict, cfg: dcgan.Config) -> dict:
 
 
 def discriminator_to_torch(variables: Mapping, cfg: dcgan.Config) -> StateDict:
-    """{"params", "batch_stats"} of `dcgan.Discriminator` to a state dict of `netD`."""
+    """{"params", "batch_stats"} of `dcgan.Discriminator` to a state dict of `netD`. UserError for a conditional one."""
+    _check_unconditional(cfg)
     params, stats = variables["params"], variables["batch_stats"]
     levels = len(cfg.hidden_channels)
     out: StateDict = {}
@@ -247,6 +249,13 @@ def config_of(state: StateDict) -> tuple[str, dcgan.Config]:
         return "discriminator", dcgan.Config(size, channels=ordered[0].shape[1], width=ordered[0].shape[0])
     except ValueError as error:
         raise UserError(f"a DCGAN of this shape is not supported: {error}") from None
+
+
+def _check_unconditional(cfg: dcgan.Config) -> None:
+    if cfg.conditional:
+        raise UserError(
+            "this DCGAN is conditional, and the common example's networks know of no classes: ganstyle export takes it"
+        )
 
 
 def _norm_to_torch(prefix: str, params: Mapping, stats: Mapping) -> StateDict:

@@ -65,6 +65,23 @@ def drawn_by(
     return Images("generator", count, batches), {"source": "generator", "count": count, "image_size": size} | how
 
 
+def labels_drawn(
+    method: contract.Method | ModuleType,
+    cfg: Any,
+    count: int,
+    seed: int = 0,
+    examples: Callable[[int], Mapping[str, Any]] | None = None,
+) -> np.ndarray:
+    """The labels (count,) that `drawn_by` asks for its pictures by. UserError where the method has no classes."""
+    method = contract.of(method)
+    given = examples or (lambda n: Examples(method, cfg, None, n, seed))
+    asked = -(-count // BATCH) * BATCH
+    requests = method.requests(jax.random.key(seed), asked, cfg, given(asked))
+    if not isinstance(requests, Mapping) or "label" not in requests:
+        raise UserError(f"--per-class is for a run that is conditional, and this one of {method.name} is not")
+    return np.asarray(requests["label"])[:count]
+
+
 @functools.lru_cache(maxsize=8)
 def _programs(sharding: Any) -> tuple[Callable, Callable]:
     """(make, draw), compiled once for all generators of a method and config."""

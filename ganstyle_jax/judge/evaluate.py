@@ -25,11 +25,21 @@ from ganstyle_jax.judge import scores
 from ganstyle_jax.judge.compare import compare, spelled, what_to_read
 from ganstyle_jax.judge.drawn import drawn_by, examples_of, source_named
 from ganstyle_jax.judge.seen import Seen, look, look_at_source
-from ganstyle_jax.judge.sets import images_of
+from ganstyle_jax.judge.sets import images_from, images_of
 from ganstyle_jax.judge.settings import Metric, Settings, network_of
 
 # What is used from here elsewhere, wherever in this folder it is defined.
-__all__ = ["Interrupted", "Metric", "Settings", "compare", "drawn_by", "images_of", "in_training", "look"]
+__all__ = [
+    "Interrupted",
+    "Metric",
+    "Settings",
+    "compare",
+    "drawn_by",
+    "images_from",
+    "images_of",
+    "in_training",
+    "look",
+]
 __all__ += ["look_at_source", "network_of", "spelled", "what_to_read"]
 
 log = logging.getLogger(__name__)

@@ -59,17 +59,43 @@ def images_from(
     if isinstance(images, np.ndarray):
         images = _array_source(images)
     source = open_source(images, image_size, channels, seed) if isinstance(images, str) else images
+    order = _order(source, count, seed)
+    reading = functools.partial(_read, source, order, network, workers or min(16, os.cpu_count() or 1))
+    return Images(source.name, len(order), reading)
+
+
+def _order(source: data.Source, count: int | None, seed: int) -> np.ndarray:
+    """Which images are taken. UserError where there are not so many."""
     total = source.size if count is None else count
     if total is None:
         raise UserError(f"{source.name} has no end: say how many of its images to take")
     if source.size is None or count is None:
-        order = np.arange(total)
-    elif 1 <= count <= source.size:
-        order = data.permutation(seed, source.size, 0)[:count]
-    else:
-        raise UserError(f"{source.name} has {source.size:,} images, and {count:,} were asked for")
-    reading = functools.partial(_read, source, order, network, workers or min(16, os.cpu_count() or 1))
-    return Images(source.name, len(order), reading)
+        return np.arange(total)
+    if 1 <= count <= source.size:
+        return data.permutation(seed, source.size, 0)[:count]
+    raise UserError(f"{source.name} has {source.size:,} images, and {count:,} were asked for")
+
+
+def labels_of(
+    source: str | data.Source,
+    count: int,
+    seed: int = 0,
+    image_size: Size | None = None,
+    channels: int | None = None,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels (n,) of the images that `images_of` takes of a source, and the names of all classes. UserError without."""
+    if isinstance(source, str):
+        source = open_source(source, image_size, channels, seed=(OTHER_SEED - seed) % 2**32)
+    if not source.label_names:
+        raise UserError(f"{source.name} has no classes: give --reference a set that has the classes of the run")
+    opened = source
+    order = _order(opened, count if opened.size is None else min(count, opened.size), seed)
+
+    def load(k: int) -> list[int]:
+        return [int(opened.read(int(i))["label"]) for i in order[k * 32 : (k + 1) * 32]]
+
+    parts = data.threaded(load, 0, -(-len(order) // 32), min(16, os.cpu_count() or 1))
+    return np.array([label for part in parts for label in part]), source.label_names
 
 
 def _array_source(images: np.ndarray) -> data.Source:

@@ -59,6 +59,18 @@ def _any_orthogonal(unit: np.ndarray) -> np.ndarray:
     return axis - (unit * axis).sum(-1, keepdims=True) * unit
 
 
+def blend(labels: Any, classes: int, frames_between: int) -> np.ndarray:
+    """The classes of a closed walk: labels (n,) -> weights (n * (frames_between + 1), classes) float32.
+
+    Each frame's weights sum to 1 and go in a straight line from the class of one stop to that of the next.
+    """
+    steps = frames_between + 1
+    at = np.eye(classes, dtype=np.float32)[np.asarray(labels)]
+    t = (np.arange(steps, dtype=np.float32) / steps)[:, None]
+    path = (1 - t) * at[:, None] + t * np.roll(at, -1, axis=0)[:, None]
+    return path.reshape(-1, classes)
+
+
 def walk(latents: Any, frames_between: int) -> np.ndarray:
     """A closed walk by `slerp`: latents (n, ..., d) -> (n * (frames_between + 1), ..., d).
 

@@ -5,6 +5,7 @@ method_files    the SHA-256 of the user's file and of the neighbours that it imp
 config          the method's settings;  loop: those of training
 data            what was given for it, {source: text}, or the text where there is one source
 data_identity   {source: what tells the set from another one}, see identity.py
+label_names     of a conditional method {source: the names of its classes}
 changes         [{"step": 100, "what": ["batch_size was 64 and is 128"]}], what was changed on the way
 versions, devices, processes
 """
@@ -42,12 +43,14 @@ def describe(
     method = contract.of(method)
     files = {} if method.file is None else files_of(method.file)
     identity = {name: identity_of(_text(data, name), source) for name, source in (found or {}).items()}
+    names = {name: list(source.label_names) for name, source in (found or {}).items() if source.label_names}
     return {
         "method": method.name,
         **({"method_files": {name: sha256(file) for name, file in files.items()}} if files else {}),
         "config": contract.to_json(cfg),
         "data": data if isinstance(data, str) else dict(data),
         **({"data_identity": identity} if identity else {}),
+        **({"label_names": names} if names and getattr(cfg, "conditional", False) else {}),
         "loop": contract.to_json(loop),
     } | surroundings()
 
@@ -116,7 +119,7 @@ def read(run_dir: Path | str) -> dict:
         raise UserError(f'{path} does not describe a run: "data" has something else than texts')
     if Path(name).name != name:  # it names a file in this folder, and none elsewhere is to be executed
         raise UserError(f'{path} does not describe a run: "method" is {name!r}, and no name')
-    for part in ("method_files", "data_identity"):
+    for part in ("method_files", "data_identity", "label_names"):
         if not isinstance(description.get(part, {}), dict):
             raise UserError(f'{path} does not describe a run: "{part}" is no object')
     return description
@@ -236,6 +239,14 @@ def method_of(run_dir: Path | str, description: dict) -> Method:
         what = ", ".join(sorted(changed))
         print(f"{path.parent}: {what} changed since the run was trained", file=sys.stderr, flush=True)
     return contract.find(path)
+
+
+def label_names(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that a run is conditional on, by its label; () where none are noted."""
+    for names in description.get("label_names", {}).values():  # a method is conditional on one source's
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return ()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

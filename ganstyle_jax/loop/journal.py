@@ -34,7 +34,7 @@ class Journal:
             self._line(event.step, event.values)
             self._to_tensorboard(event.step, {k: v for k, v in event.values.items() if not isinstance(v, str)})
         elif isinstance(event, Pictures):
-            picture = sheet.of(event.pictures)
+            picture = sheet.of(event.pictures, event.columns)
             images.save_png(self.run_dir / "samples" / f"{event.step:06d}.png", picture)
             self._to_tensorboard(event.step, {"samples": picture})
         elif isinstance(event, Watched):

@@ -12,7 +12,8 @@ A model file is .safetensors: the tree that the method's `generator` gives, a le
     version   of this layout, VERSION
     program   who wrote it, "ganstyle_jax 0.1.0"
 
-and whatever else whoever writes it has to say. Nothing in it is executed. Models that ship lie in ganstyle_jax/models.
+and whatever else whoever writes it has to say, such as "label_names", the names of its classes as JSON. Nothing in it
+is executed. Models that ship lie in ganstyle_jax/models.
 """
 
 import contextlib
@@ -46,6 +47,15 @@ class Model:
     title: str  # for people: "step 1000", or a file's name
     x64: bool = False  # whether it computes in float64
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Of the classes that it is conditional on, by label; () where they have none."""
+        try:
+            names = json.loads(self.metadata.get("label_names", "[]"))
+        except (ValueError, RecursionError):
+            return ()
+        return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
     def draw(self, requests: Any) -> Any:
         """Requests, leaves (n, ...), to images (n, h, w, c) in [-1, 1], or {title: such}, on the default device."""
@@ -249,4 +259,5 @@ def load(name: Path | str, step: int | Literal["best"] | None = None) -> Model:
     from ganstyle_jax.loop import runs  # which brings the checkpoints' library, and that takes a second
 
     run = runs.load(place, step)
-    return Model(run.method, run.cfg, run.variables, place, f"step {run.step}", run.x64)
+    said = {"label_names": json.dumps(run.label_names)} if run.label_names else {}
+    return Model(run.method, run.cfg, run.variables, place, f"step {run.step}", run.x64, said)

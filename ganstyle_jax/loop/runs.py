@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from ganstyle_jax import contract
 from ganstyle_jax.contract import Method
-from ganstyle_jax.io.files import UserError, first_line
+from ganstyle_jax.io.files import UserError, first_line, listed
 from ganstyle_jax.judge import scores
 from ganstyle_jax.judge.scores import protocol_of
 from ganstyle_jax.loop import processes
@@ -33,6 +34,7 @@ from ganstyle_jax.loop.folder import (
     deeper,
     describe,
     differences,
+    label_names,
     method_of,
     previous,
     read,
@@ -114,6 +116,7 @@ class LoadedRun:
     data: str | dict[str, str] = ""  # what it was trained on, {source: text} where there are several
     run_dir: Path = Path()
     x64: bool = False  # whether it computes in float64
+    label_names: tuple[str, ...] = ()  # of the classes that it is conditional on, by label; () where they have none
 
     def precision(self) -> Any:
         """A context in which JAX computes as the run does: with float64, if its config asks for it."""
@@ -169,15 +172,32 @@ class LoadedRun:
         title = self.method.judged(self.cfg)[0] if self.method.has("judged") else None
         return contract.column(drawn, title)
 
-    def sheet(self, key: jax.Array, n: int, batch_size: int = 64) -> Any:
-        """All that n requests give, as `draw`; the same key gives the same images, whatever n is beyond them."""
+    def sheet(self, key: jax.Array, n: int, batch_size: int = 64, classes: Sequence[int] = ()) -> Any:
+        """All that n requests give, as `draw`; the same key gives the same images, whatever n is beyond them.
+
+        classes: those of a conditional run to draw, one after the other and again from the first; by default all.
+        """
         # Whole parts of requests of their own: with BatchNorm by the batch, copies would change those beside them.
         asked = -(-n // batch_size) * batch_size
-        return jax.tree.map(lambda x: x[:n], self.draw(self.requests(key, asked), batch_size))
+        requests = contract.in_classes(self.requests(key, asked), classes)
+        return jax.tree.map(lambda x: x[:n], self.draw(requests, batch_size))
 
-    def sample(self, key: jax.Array, n: int, batch_size: int = 64) -> np.ndarray:
+    def sample(self, key: jax.Array, n: int, batch_size: int = 64, classes: Sequence[int] = ()) -> np.ndarray:
         """(n, h, w, c) float32 in [-1, 1] of those that are compared with real images; see `sheet`."""
-        return self.pictures(self.sheet(key, n, batch_size))
+        return self.pictures(self.sheet(key, n, batch_size, classes))
+
+    def label_of(self, name: str) -> int:
+        """The label of a class, by its name or else its number. UserError with the classes that there are."""
+        if not getattr(self.cfg, "conditional", False):
+            raise UserError(
+                f"{self.run_dir} is not conditional and knows no classes, got {name!r}: train with --conditional"
+            )
+        names = self.label_names or tuple(map(str, range(self.cfg.classes)))
+        if name in names:
+            return names.index(name)
+        if name.isdecimal() and int(name) < len(names):
+            return int(name)
+        raise UserError(f"{self.run_dir} has no class {name!r}: it has {listed(names, most=40)}")
 
 
 def load(
@@ -218,7 +238,7 @@ def load(
         raise UserError(f"{run_dir} holds no checkpoint yet: train it first, or wait for its first checkpoint")
     found, state = restored
     cfg = dataclasses.replace(cfg, **overrides)
-    return LoadedRun(method, cfg, state, found, constants, description["data"], run_dir, wide)
+    return LoadedRun(method, cfg, state, found, constants, description["data"], run_dir, wide, label_names(description))
 
 
 def with_weights_of(init_from: Path | str, cfg: Any, state: Any) -> Any:

@@ -330,7 +330,7 @@ class Training:
             self.alarms = 0 if warning is None else self.alarms + 1
         # In the line of the log of this step, if there is one, so that every step has one line.
         self._log({**numbers, **({} if warning is None else {"warning": warning})})
-        self.control.tell(Pictures(self.step, pictures))
+        self.control.tell(Pictures(self.step, pictures, contract.columns_of(self.requests)))
         if numbers or warning:
             self.control.tell(Watched(self.step, numbers, warning))
 

@@ -1,0 +1,153 @@
+"""Glyphs on demand: how many samples of a conditional DCGAN are read as the character that they were asked for.
+
+Paper: conditional GAN (Mirza & Osindero 2014, arXiv:1411.1784) with a projection discriminator (Miyato & Koyama 2018,
+    arXiv:1802.05637); neither has a figure for glyphs.
+Data: glyphs of 32 pixels, digits on black, drawn once; the reader of glyphs that ships reads the samples.
+Hardware and time: one core of two, beside other work; see the record.
+Expected: docs/measured.md, "Classes".
+Command: python experiments/conditional_glyphs.py
+
+Every class is asked for as often. A sample counts as what it was asked for if that is the likeliest of the characters
+that there are in the data; how many are readable at all is told beside it, and what the reader makes of real glyphs.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from ganstyle_jax import data
+from ganstyle_jax.commands import flags
+from ganstyle_jax.features import glyph_reader
+from ganstyle_jax.gan import dcgan
+from ganstyle_jax.io import images
+from ganstyle_jax.io.files import UserError, atomic_path
+from ganstyle_jax.loop import runs, train
+
+sys.path.insert(1, str(Path(__file__).resolve().parent / "bench"))
+import machine
+
+CONFIG = dcgan.Config(
+    image_size=32,
+    width=16,
+    conditional=True,
+    generator_learning_rate=4e-4,
+    discriminator_learning_rate=4e-4,
+    ema_halflife_images=10_000.0,
+)
+LOOP = train.Loop(
+    run_dir=Path("runs/conditional_glyphs"),
+    steps=12_000,
+    batch_size=32,
+    checkpoint_every=3_000,
+    keep_every=3_000,
+    sample_every=3_000,
+    resume="auto",
+)
+
+
+def main(
+    kind: str = "glyphs:digits:night",
+    glyphs: int = 50_000,
+    seeds: tuple[int, ...] = (0,),
+    measure_at: tuple[int, ...] = (3_000, 6_000, 9_000, 12_000),
+    of_each: int = 500,
+    json: Path | None = Path("conditional_glyphs.json"),
+    loop: train.Loop = LOOP,
+    config: dcgan.Config = CONFIG,
+) -> dict[str, Any]:
+    """Trains one run for each seed, in the folders seed0, seed1, ... of --run-dir, and has its samples read.
+
+    Args:
+        kind: of glyphs.
+        glyphs: of the training set.
+        seeds: one run each, in the place of --seed.
+        measure_at: steps whose checkpoints are measured; they must be kept, see --checkpoint-every and --keep-every.
+        of_each: samples of each class.
+        json: file for the record; a bare name goes into experiments/results/.
+        loop: the settings of the loop.
+        config: the settings of the network.
+    """
+    flags.use_cache()
+    folder = loop.run_dir or Path("runs/conditional_glyphs")
+    source, names = drawn(folder / "glyphs.npz", kind, glyphs)
+    about = {"kind": kind, "glyphs": glyphs, "batch_size": loop.batch_size, "width": config.width, "of_each": of_each}
+    record: dict[str, Any] = machine.describe() | {
+        "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "numpy")),
+        "command": f"python experiments/conditional_glyphs.py {' '.join(sys.argv[1:])}".strip(),
+        "settings": about,
+        "real": real(kind, names, of_each * len(names)),
+        "rows": [],
+    }
+    for seed in seeds:
+        run_dir, began = folder / f"seed{seed}", time.perf_counter()
+        train.run(dcgan, config, source, dataclasses.replace(loop, run_dir=run_dir, seed=seed))
+        seconds = time.perf_counter() - began
+        for step in measure_at:
+            run = runs.load(run_dir, step)
+            row = {"seed": seed, "step": step, "seconds_of_training": round(seconds, 1)} | read(run, names, of_each)
+            record["rows"].append(row)
+            fewest = min(row["by_class"].values())
+            print(
+                f"seed {seed}, step {step}: {row['as_asked']:.1%} read as asked for, of the worst class {fewest:.1%}; "
+                f"{row['unreadable']:.1%} unreadable (real: {record['real']['as_asked']:.1%}, "
+                f"{record['real']['unreadable']:.1%})",
+                flush=True,
+            )
+            images.save_png(run_dir / f"classes_{step:06d}.png", by_class(run, len(names)))
+    if json is not None:
+        print(f"The record is in {machine.write_record(json, record)}")
+    return record
+
+
+def drawn(path: Path, kind: str, count: int) -> tuple[str, str]:
+    """A file of so many glyphs of 32 pixels with their labels, drawn once, and the characters."""
+    source = data.open_source(kind, 32)
+    if not path.exists():
+        examples = [source.read(i) for i in range(count)]
+        pictures, labels = (np.stack([example[key] for example in examples]) for key in ("image", "label"))
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, images=pictures, labels=labels)
+    return str(path), "".join(source.label_names or ())
+
+
+def read(run: runs.LoadedRun, names: str, of_each: int) -> dict[str, Any]:
+    """What the reader says of so many samples of each class."""
+    requests = run.requests(jax.random.key(1), of_each * len(names))
+    labels = requests["label"]
+    return counted(glyph_reader.read(run.draw(requests), names), labels, names)
+
+
+def real(kind: str, names: str, count: int) -> dict[str, Any]:
+    """The same of real glyphs, which were not trained on."""
+    source = data.open_source(kind, 32, seed=2**32 - 1)
+    examples = [source.read(i) for i in range(count)]
+    reading = glyph_reader.read(np.stack([example["image"] for example in examples]), names)
+    return counted(reading, np.array([example["label"] for example in examples]), names)
+
+
+def counted(reading: glyph_reader.Reading, labels: np.ndarray, names: str) -> dict[str, Any]:
+    right = reading.labels == glyph_reader.class_labels(labels, names)
+    return {
+        "samples": len(labels),
+        "as_asked": float(right.mean()),
+        "by_class": {name: float(right[labels == i].mean()) for i, name in enumerate(names) if (labels == i).any()},
+        "unreadable": float(1 - reading.readable.mean()),
+    }
+
+
+def by_class(run: runs.LoadedRun, classes: int, rows: int = 10) -> np.ndarray:
+    """A grid with a column for each class."""
+    return images.grid(run.draw(run.requests(jax.random.key(2), rows * classes)), columns=classes)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    except UserError as error:
+        sys.exit(f"error: {error}")
