@@ -1,6 +1,8 @@
-"""R3GAN in PyTorch, the reference of the parity tests; it computes in the dtype of its weights, float64 in most tests."""
+"""R3GAN in PyTorch, the reference of the parity tests; it computes in the dtype of its weights."""
 
+import itertools
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +44,7 @@ class Generator(nn.Module):
         self.embed = nn.Parameter(torch.zeros(classes, latent_dim)) if classes else None
         self.basis = nn.Parameter(torch.zeros(widths[0], 4, 4))
         self.latent = nn.Linear(2 * latent_dim if classes else latent_dim, widths[0], bias=False)
-        pairs = zip(widths[:-1], widths[1:], strict=True)
+        pairs = itertools.pairwise(widths)
         self.widen = nn.ModuleList(
             [nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False) for a, b in ((0, 0), *pairs)]
         )
@@ -68,7 +70,7 @@ class Discriminator(nn.Module):
         self.stages = nn.ModuleList(
             nn.Sequential(*[Block(width, expansion, group_size) for _ in range(blocks)]) for width in widths
         )
-        pairs = zip(widths[:-1], widths[1:], strict=True)
+        pairs = itertools.pairwise(widths)
         self.widen = nn.ModuleList([nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False) for a, b in pairs])
         self.basis = nn.Conv2d(widths[-1], widths[-1], 4, groups=widths[-1], bias=False)
         self.judge = nn.Linear(widths[-1], widths[-1] if classes else 1, bias=False)
@@ -100,7 +102,7 @@ class Trainer:
 
     def __init__(self, gen: Generator, disc: Discriminator, average: Generator, total: int, pairs: dict):
         self.gen, self.disc, self.average, self.total, self.pairs = gen, disc, average, total, pairs
-        self.optimizers = [torch.optim.Adam(network.parameters(), betas=(0.0, 0.9), eps=1e-8) for network in (gen, disc)]
+        self.optimizers = [torch.optim.Adam(each.parameters(), betas=(0.0, 0.9), eps=1e-8) for each in (gen, disc)]
         self.images = 0
 
     def step(self, disc_part, gen_part, change=lambda images, which, probability: images) -> dict[str, float]:
@@ -141,9 +143,10 @@ class Trainer:
         return {name: value.mean().item() for name, value in values.items()}
 
 
-def named_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+def named_weights(network: Generator | Discriminator) -> dict[str, torch.Tensor]:
     """By the names of the JAX network's tree, slashes between its parts; the order of axes is PyTorch's."""
-    drawn, is_gen = {}, isinstance(network, Generator)
+    drawn: dict[str, Any] = {}
+    is_gen = isinstance(network, Generator)
     for i, stage in enumerate(network.stages):
         side = 4 << (i if is_gen else len(network.stages) - 1 - i)
         for j, block in enumerate(stage):
@@ -163,7 +166,9 @@ def named_weights(network: nn.Module) -> dict[str, torch.Tensor]:
             "judge": network.judge.weight,
             "from_picture": network.from_picture.weight,
         }
-    return drawn if network.embed is None else drawn | {"embed": network.embed}
+    if network.embed is not None:
+        drawn["embed"] = network.embed
+    return drawn
 
 
 def from_ours(name: str, value):
@@ -178,10 +183,9 @@ def from_ours(name: str, value):
     return value.T
 
 
-def load(network: nn.Module, ours: dict) -> nn.Module:
+def load(network: Generator | Discriminator, ours: dict) -> None:
     """ours: {name: NumPy array} of the JAX network, whose names must be the network's."""
     weights = named_weights(network)
     assert set(weights) == set(ours), set(weights) ^ set(ours)
     for name, weight in weights.items():
         weight.data = torch.tensor(from_ours(name, ours[name]).copy()).reshape(weight.shape)
-    return network

@@ -14,7 +14,7 @@ Differs from it:
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import flax.linen as nn
 import flax.struct
@@ -418,18 +418,28 @@ def train_step(
             jax.random.fold_in(key_i, 1), (b, cfg.recipe.latent_dim), axis_name, dtype=cfg.param_dtype
         )
         label = batch["real"]["label"].reshape(b, 2)[:, i] if cfg.conditional else None
-        parts.append((z, real, label, key_i))
+        parts.append(Part(z, real, label, key_i))
 
-    disc, disc_metrics = update_discriminator(state.disc, state.gen, *parts[0], now, state.step, cfg, axis_name)
-    gen, gen_metrics = update_generator(state.gen, disc, *parts[1], now, state.step, cfg, axis_name)
+    disc, disc_metrics = update_discriminator(state.disc, state.gen, parts[0], now, state.step, cfg, axis_name)
+    gen, gen_metrics = update_generator(state.gen, disc, parts[1], now, state.step, cfg, axis_name)
     # A half-life of 0, as at the first step, keeps nothing of what was.
     decay = 0.5 ** (global_batch / jnp.maximum(now["ema_halflife_images"], 1e-8))
     ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, gen.params)
     return State(state.step + 1, gen, disc, ema), layers.pmean(disc_metrics | gen_metrics, axis_name)
 
 
-def update_discriminator(disc: Network, gen: Network, z, real, label, key, now, step, cfg: Config, axis_name):
+class Part(NamedTuple):
+    """What one update sees."""
+
+    z: jax.Array  # (b, latent_dim)
+    real: jax.Array  # (b, s, s, c)
+    label: jax.Array | None  # (b,), of both
+    key: jax.Array  # for augmentation
+
+
+def update_discriminator(disc: Network, gen: Network, part: Part, now: dict, step, cfg: Config, axis_name: str | None):
     """One step down softplus(D(G(z)) - D(x)) + gamma / 2 (R1 + R2), the penalties by what comes before augmentation."""
+    z, real, label, key = part
     fake = apply(Generator(cfg), gen.params, z, label)
 
     def loss_function(params):
@@ -455,8 +465,9 @@ def update_discriminator(disc: Network, gen: Network, z, real, label, key, now, 
     return descend(disc, gradients, now, step, axis_name), metrics
 
 
-def update_generator(gen: Network, disc: Network, z, real, label, key, now, step, cfg: Config, axis_name):
+def update_generator(gen: Network, disc: Network, part: Part, now: dict, step, cfg: Config, axis_name: str | None):
     """One step down softplus(D(x) - D(G(z)))."""
+    z, real, label, key = part
 
     def logits(images, key):
         return apply(Discriminator(cfg), disc.params, distort(key, images, now, cfg, axis_name), label)

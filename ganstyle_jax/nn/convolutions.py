@@ -288,9 +288,7 @@ def grouped_conv(x: jax.Array, kernel: jax.Array, groups: int, platform: str = "
 
     torch's Conv2d(c, d, p, padding="same", groups=groups, bias=False). platform: as for `halve`.
     """
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC, feature_group_count=groups
-    )
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC, feature_group_count=groups)
 
 
 FEW = 4  # channels, such as a picture's, which fill no vector
