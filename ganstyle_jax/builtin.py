@@ -8,6 +8,7 @@ TRAINED = {
     "adain": "ganstyle_jax.style.adain",
     "super-resolution": "ganstyle_jax.restore.super_resolution",
     "cyclegan": "ganstyle_jax.gan.cyclegan",
+    "r3gan": "ganstyle_jax.gan.r3gan",
 }
 # Those that optimise a picture instead.
 OPTIMISED = {

@@ -70,6 +70,21 @@ def test_script_trains_and_is_safe_to_run_twice(name, zipped, tmp_path, capsys, 
         assert "all 2 steps are done already" in capsys.readouterr().err
 
 
+def test_r3gan_trains_on_classes(quick_compile, zipped, tmp_path, capsys, monkeypatch):
+    path, script = str(EXPERIMENTS / "cifar10_r3gan.py"), load_script("cifar10_r3gan")
+    tiny = ["--image-size=16", "--width=2", "--blocks=1", "--bfloat16-stages=1", *TINY[2:]]
+    monkeypatch.setattr(sys, "argv", [path, f"--data={zipped}", f"--run-dir={tmp_path}", *tiny])
+    runpy.run_path(path, run_name="__main__")
+    run = ganstyle_jax.load(tmp_path)
+    assert run.step == 2 and run.cfg.classes == 2
+    asked_for = script.CONFIG.recipe
+    for name in ("gamma", "learning_rate", "beta2", "ema_halflife_images", "augment_probability", "schedule_images"):
+        assert getattr(run.cfg, name) == getattr(asked_for, name), name
+    assert (run.cfg.conditional, run.cfg.mirror, run.cfg.augment) == (True, True, script.CONFIG.augment)
+    assert (tmp_path / "samples" / "000002.png").is_file()
+    assert "2 steps done" in capsys.readouterr().err
+
+
 def test_adain_trains_on_two_sources(zipped, tmp_path, capsys, monkeypatch):
     path, script = str(EXPERIMENTS / "adain.py"), load_script("adain")
     sources = ["--data", f"content={zipped}", f"style={zipped}"]
@@ -166,7 +181,7 @@ def test_distances_of_translations_are_those_of_their_features():
     assert nothing["source"] == pytest.approx(apart, rel=0.2)  # most of it is between the means
 
 
-@pytest.mark.parametrize("name", ["mnist", "flowers", "lfw", "cifar10", "celeba", "adain", "cyclegan"])
+@pytest.mark.parametrize("name", ["mnist", "flowers", "lfw", "cifar10", "cifar10_r3gan", "celeba", "adain", "cyclegan"])
 def test_docstring_says_what_a_reader_needs(name):
     doc = load_script(name).__doc__ or ""
     for part in ("Paper: ", "Data: ", "Hardware and time: ", "Expected: ", "Command: python experiments/"):

@@ -283,6 +283,14 @@ def _conv_kernel_gradient(x: jax.Array, y: jax.Array, size: int) -> jax.Array:
     return cpu.kernel_gradient(x, y, (size, size), (size // 2, size // 2))
 
 
+def grouped_conv(x: jax.Array, kernel: jax.Array, groups: int, platform: str = "auto") -> jax.Array:
+    """`conv` within each of the groups of channels: (b, h, w, c), (p, p, c / groups, d) -> (b, h, w, d).
+
+    torch's Conv2d(c, d, p, padding="same", groups=groups, bias=False). platform: as for `halve`.
+    """
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC, feature_group_count=groups)
+
+
 FEW = 4  # channels, such as a picture's, which fill no vector
 
 

@@ -48,6 +48,15 @@ def discriminator_wasserstein(real_logits: jax.Array, fake_logits: jax.Array) ->
     return fake_logits - real_logits
 
 
+def relativistic(logits: jax.Array, others: jax.Array) -> jax.Array:
+    """-log sigmoid(logits - others), (b,) and (b,) -> (b,) (Jolicoeur-Martineau 2019, arXiv:1807.00734, eq. 2 and 3).
+
+    With real pictures' logits and those of generated ones the discriminator's side, exchanged the generator's: each
+    picture is compared with one of the other kind.
+    """
+    return jax.nn.softplus(others - logits)
+
+
 def generator_wasserstein(fake_logits: jax.Array) -> jax.Array:
     """-D(G(z)), (b,) -> (b,): the generator's side of the Wasserstein and of the hinge game."""
     return -fake_logits
