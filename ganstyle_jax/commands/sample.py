@@ -24,6 +24,11 @@ class Sample:
     step: int | Literal["best"] | None = None  # of the checkpoint to draw from, or the best; by default the newest
     seed: int = 0  # decides the latents
     batch_norm: Literal["standing", "running", "batch"] | None = None  # the generator's statistics; None: as trained
+    # of styles: how far from their average, 1 as they are, 0 all alike; nearer is better drawn and less varied
+    truncation: float | None = None
+    # of styles: a table in which each row's picture has these layers' styles from each column's: coarse (up to 8
+    # pixels), middle (16 and 32), fine (the rest), or numbers such as 0-3,6
+    mix: Annotated[str | None, tyro.conf.arg(metavar="LAYERS")] = None
     interpolate: bool = False  # a walk from latent to latent instead: walk.gif and strip.png in the folder --out
     stops: int = 6  # latents that the walk passes through before it is back at the first
     frames: int = 12  # pictures from one of them to the next
@@ -42,6 +47,8 @@ def run(command: Sample) -> None:
         raise UserError(f"--out must end in .png or .npz or be a folder, got {command.out}")
     if command.interpolate and command.out.suffix:
         raise UserError(f"--interpolate writes two files: --out must be a folder, got {command.out}")
+    if command.mix is not None and (command.interpolate or command.out.suffix.lower() != ".png"):
+        raise UserError(f"--mix makes one table: --out must end in .png, without --interpolate, got {command.out}")
     if not command.interpolate and not command.out.suffix:
         ours = {f"{i:06d}.png" for i in range(command.count)}
         if others := sorted(path.name for path in command.out.glob("*.png") if path.name not in ours):
@@ -59,9 +66,17 @@ def run(command: Sample) -> None:
     from ganstyle_jax.loop import runs
 
     overrides: dict[str, Any] = {} if command.batch_norm is None else {"batch_norm": command.batch_norm}
+    if command.truncation is not None:
+        overrides["truncation"] = command.truncation
     run = runs.load(command.run, command.step, **overrides)
     key = jax.random.key(command.seed)
     classes = [run.label_of(name) for name in command.classes]
+    if command.mix is not None:
+        side = max(1, round(command.count**0.5))
+        layers = layers_of(command.mix, run)
+        images.save_png(command.out, mixed(run, key, side, classes, layers))
+        print(f"{side} x {side} pictures with the styles of two, in layers {command.mix}, in {command.out}")
+        return
     if command.interpolate:
         requests = contract.in_classes(run.requests(key, command.stops), classes)
         stops = contract.latents_of(requests)
@@ -107,3 +122,46 @@ def _labels_between(run: Any, labels: Any, frames: int, chosen: bool) -> Any:
     if chosen:
         raise UserError(f"{run.method.name} knows nothing between its classes: give --interpolate one --class")
     return labels[:1].repeat(len(labels) * frames, 0)
+
+
+def layers_of(said: str, run: Any) -> tuple[int, ...]:
+    """The layers that --mix names. UserError for others, and for a method without styles."""
+    if not run.method.has("mix"):
+        raise UserError(f"--mix is for styles, which {run.method.name} has none of")
+    count = run.cfg.styles
+    named = {"coarse": range(4), "middle": range(4, 8), "fine": range(8, count)}
+    try:
+        if said in named:
+            layers = named[said]
+        else:
+            ends = [[int(end) for end in part.split("-")] for part in said.split(",")]
+            layers = [i for first, *last in ends for i in range(first, (last or [first])[0] + 1)]
+            if any(len(part) > 2 for part in ends):
+                raise ValueError
+    except ValueError:
+        raise UserError(f"--mix must be coarse, middle, fine or layers such as 0-3,6, got {said!r}") from None
+    layers = tuple(i for i in layers if i < count) if said in named else tuple(layers)
+    if not layers or not all(0 <= i < count for i in layers):
+        raise UserError(f"--mix {said} names no layers of this run: it has 0 to {count - 1}")
+    return layers
+
+
+def mixed(run: Any, key: Any, side: int, classes: list[int], layers: tuple[int, ...]) -> Any:
+    """The table of --mix as one picture: above and at the left what is mixed, elsewhere each with each."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ganstyle_jax import contract
+    from ganstyle_jax.io import images
+
+    requests = contract.in_classes(run.requests(key, 2 * side), classes)
+    rows, columns = (jax.tree.map(lambda x, part=part: x[part], requests) for part in (np.s_[:side], np.s_[side:]))
+    draw = jax.jit(lambda a, b: run.method.module.mix(run.variables, a, b, run.cfg, layers))
+    with run.precision():
+        above = run.pictures(run.draw(columns))
+        table = [np.concatenate([np.ones_like(above[:1]), above])]
+        for i, picture in enumerate(run.pictures(run.draw(rows))):
+            row = jax.tree.map(lambda x, i=i: jnp.repeat(x[i : i + 1], side, 0), rows)
+            table.append(np.concatenate([picture[None], np.asarray(draw(row, columns))]))
+    return images.grid(np.concatenate(table), columns=side + 1)
