@@ -21,7 +21,7 @@ import small_wgan
 
 from ganstyle_jax import contract
 from ganstyle_jax.data import Source
-from ganstyle_jax.gan import cyclegan, dcgan, r3gan
+from ganstyle_jax.gan import cyclegan, dcgan, r3gan, stylegan2
 from ganstyle_jax.loop import sources, step, train
 from ganstyle_jax.loop.checkpoints import digest
 from ganstyle_jax.loop.feed import Feed
@@ -43,6 +43,8 @@ FAST_STYLE = fast_style.Config(
 TRANSLATION = dict(image_size=18, crop=16, width=2, blocks=1, discriminator_width=2, discriminator_halvings=2)
 R3GAN = dict(image_size=16, channels=3, width=2, latent_dim=4, mirror=True, ema_halflife_images=(9.0, 50.0))
 ALL_AT_ONCE = dict(discriminator_steps=2, gradient_penalty=1.0, clip_norm=1.0, augment="color", instance_noise=0.1)
+STYLEGAN2 = dict(image_size=16, channels=3, latent_dim=4, mapping_layers=2, capacity=64, max_channels=4)
+EVERY_AUGMENTATION = dict(augment_policy="blit,geometry,color,filter,noise,cutout", augment_p=0.5, augment_interval=2)
 CONDITIONAL = dcgan.Config(
     image_size=16, channels=3, width=2, latent_dim=4, conditional=True, classes=3, discriminator_steps=2, r1=1.0
 )
@@ -50,6 +52,7 @@ TINY_METHODS = [
     pytest.param(dcgan, dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4), id="dcgan"),
     pytest.param(dcgan, dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4, **ALL_AT_ONCE), id="dcgan-all"),
     pytest.param(dcgan, CONDITIONAL, id="dcgan-conditional"),
+    pytest.param(stylegan2, stylegan2.Config(**STYLEGAN2, **EVERY_AUGMENTATION), id="stylegan2"),
     pytest.param(adain, adain.Config(24, 16, small_encoder.path(), ema_halflife_images=50.0), id="adain"),
     pytest.param(small_wgan, small_wgan.Config(channels=3, width=8, latent_dim=4), id="wgan"),
     pytest.param(small_translator, small_translator.Config(width=4, history=20), id="translator"),
@@ -290,7 +293,7 @@ def assert_close(actual, expected, name):
         assert error <= allowed, f"{name}: {jax.tree_util.keystr(path)} is off by {error}"
 
 
-LONG = ("dcgan-all", "cyclegan-paired", "cyclegan-contrastive")  # a minute and more to compile
+LONG = ("dcgan-all", "stylegan2", "cyclegan-paired", "cyclegan-contrastive")  # a minute and more to compile
 
 
 @pytest.mark.parametrize(

@@ -44,19 +44,21 @@ def pictures(seed, n, cfg=TINY):
     return np.tanh(np.random.default_rng(seed).normal(size=shape)).astype(np.dtype(cfg.param_dtype))
 
 
-def moved(tree, scale=0.3):
-    """Weights of which none is 0 or has its first value."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: np.asarray(x) + scale * rng.normal(size=x.shape).astype(x.dtype), tree)
-
-
 def a_state(cfg):
-    """A state as after some training, made without compiling the step."""
-    state = jax.jit(partial(stylegan2.init, cfg=cfg))(jax.random.key(1))
-    for name in ("gen", "disc"):
-        network = getattr(state, name)
-        state = state.replace(**{name: network.replace(params=moved(network.params))})
-    return state
+    """A state as after some training, of which no weight is 0; made without compiling anything."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        names = [getattr(key, "name", getattr(key, "key", "")) for key in path]
+        if "opt_state" in names or names[0] in ("step", "w_avg", "path_mean", "r1", "signs"):
+            return np.zeros(leaf.shape, leaf.dtype)
+        if names[0] == "augment_p":
+            return np.asarray(cfg.augment_p, leaf.dtype)
+        slow = "mapping" in names and "embed" not in names  # whose weights are as large as their rate is small
+        values = rng.normal(size=leaf.shape) * (100 if slow else 1)
+        return (values * 0.3 + (names[-2] == "affine") if names[-1] == "bias" else values).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda key: stylegan2.init(key, cfg), KEY))
 
 
 def distance(a, b):

@@ -46,8 +46,9 @@ def resample(x, taps, up=1, down=1, before=0, after=0, gain=1.0):
         wide[:, :, :, 0, :, 0] = x
         x = wide.reshape(b, c, h * up, w * up)
     x = F.pad(x, [before, after, before, after])
-    kernel = torch.outer(taps, taps) / taps.sum() ** 2 * gain
-    return F.conv2d(x, kernel.expand(c, 1, *kernel.shape), groups=c)[:, :, ::down, ::down]
+    kernel = (taps / taps.sum() * math.sqrt(gain)).expand(c, 1, 1, len(taps))
+    x = F.conv2d(x, kernel, groups=c)
+    return F.conv2d(x, kernel.transpose(2, 3), groups=c)[:, :, ::down, ::down]
 
 
 def dense(p, x, rate=1.0, activate=False):
@@ -200,7 +201,8 @@ def warp(x, found, taps, margins=None):
     """margins: left, top, right, bottom; beyond them zeros. None: mirrored as far as anybody could look."""
     b, c, side, _ = x.shape
     quarter = len(taps) // 4
-    pad = 8 * side
+    corners = torch.tensor([[-1.0, -1, 1, 1], [-1, 1, -1, 1]], dtype=torch.float64) * (side / 2 + len(taps) / 2)
+    pad = int((found[:, :2, :2] @ corners + found[:, :2, 2:]).abs().max()) + len(taps)
     big = mirrored(x, pad)
     if margins is not None:
         left, top, right, bottom = margins

@@ -190,7 +190,7 @@ def warp(images: jax.Array, matrix: jax.Array) -> jax.Array:
     rows, columns = (jnp.mod(floor, period).astype(jnp.int32) for floor in floors)
 
     def read(canvas: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-        return lax.dynamic_slice(canvas, (row, column, 0), (2, 2, canvas.shape[2]))
+        return lax.dynamic_slice(canvas, (row, column, jnp.zeros_like(row)), (2, 2, canvas.shape[2]))
 
     four = jax.vmap(jax.vmap(jax.vmap(read, (None, 0, 0)), (None, 0, 0)))(canvas, rows, columns)
     down, right = (place - floor for place, floor in zip(places, floors, strict=True))
