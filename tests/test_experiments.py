@@ -85,6 +85,20 @@ def test_r3gan_trains_on_classes(quick_compile, zipped, tmp_path, capsys, monkey
     assert "2 steps done" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["ffhq256", "afhq"])
+def test_stylegan2_trains_with_a_presets_settings(quick_compile, name, zipped, tmp_path, capsys, monkeypatch):
+    path, script = str(EXPERIMENTS / f"{name}.py"), load_script(name)
+    tiny = ["--image-size=16", "--capacity=32", "--max-channels=2", "--latent-dim=2", *TINY[2:]]
+    monkeypatch.setattr(sys, "argv", [path, f"--data={zipped}", f"--run-dir={tmp_path}", *tiny])
+    runpy.run_path(path, run_name="__main__")
+    run = ganstyle_jax.load(tmp_path)
+    assert run.step == 2 and run.cfg.dtype == "bfloat16"
+    asked_for = stylegan2.complete(script.CONFIG)
+    for name in ("r1", "mapping_layers", "path_length", "style_mixing", "learning_rate", "group", "augment"):
+        assert getattr(run.cfg, name) == getattr(asked_for, name), name
+    assert "2 steps done" in capsys.readouterr().err
+
+
 def test_adain_trains_on_two_sources(zipped, tmp_path, capsys, monkeypatch):
     path, script = str(EXPERIMENTS / "adain.py"), load_script("adain")
     sources = ["--data", f"content={zipped}", f"style={zipped}"]
@@ -181,7 +195,9 @@ def test_distances_of_translations_are_those_of_their_features():
     assert nothing["source"] == pytest.approx(apart, rel=0.2)  # most of it is between the means
 
 
-@pytest.mark.parametrize("name", ["mnist", "flowers", "lfw", "cifar10", "cifar10_r3gan", "celeba", "adain", "cyclegan"])
+@pytest.mark.parametrize(
+    "name", ["mnist", "flowers", "lfw", "cifar10", "cifar10_r3gan", "celeba", "ffhq256", "afhq", "adain", "cyclegan"]
+)
 def test_docstring_says_what_a_reader_needs(name):
     doc = load_script(name).__doc__ or ""
     for part in ("Paper: ", "Data: ", "Hardware and time: ", "Expected: ", "Command: python experiments/"):
