@@ -4,8 +4,8 @@ Paper: StyleGAN2 with adaptive augmentation (Karras et al. 2020, arXiv:2006.0667
     for 25 million pictures; FID of 50,000 pictures against the whole set.
 Data: FFHQ (Karras et al. 2019), 70,000 photographs of faces, https://github.com/NVlabs/ffhq-dataset, as a set CC
     BY-NC-SA 4.0: a folder or zip of its pictures of any size, such as thumbnails256x256.
-Hardware and time: not run yet; it is meant for GPUs. The authors' code takes 12.5 s for 1,000 pictures on an A100, 2.4 s
-    on eight. `ganstyle plan stylegan2 --preset paper256 --image-size 256 --batch-size 64` estimates it for others.
+Hardware and time: not run yet; it is meant for GPUs. The authors' code takes 12.5 s for 1,000 pictures on an A100, 2.4
+    s on eight. `ganstyle plan stylegan2 --preset paper256 --image-size 256 --batch-size 64` estimates it for others.
 Expected: no number yet; the paper's, or a little more: pictures are not mirrored before augmentation, which mirrors
     some.
 Command: python experiments/ffhq256.py --data ffhq.zip
