@@ -78,13 +78,13 @@ def main(
     """
     flags.use_cache()
     folder = loop.run_dir or Path("runs/conditional_glyphs")
-    source, names = drawn(folder / "glyphs.npz", kind, glyphs)
+    source, names = drawn(folder / "glyphs.npz", kind, glyphs, size := config.shape[0])
     about = {"kind": kind, "glyphs": glyphs, "batch_size": loop.batch_size, "of_each": of_each}
     record: dict[str, Any] = machine.describe() | {
         "versions": machine.versions(("ganstyle_jax", "jax", "jaxlib", "flax", "optax", "numpy")),
         "command": f"python experiments/conditional_glyphs.py {' '.join(sys.argv[1:])}".strip(),
         "settings": about | {"config": contract.to_json(config)},
-        "real": real(kind, names, of_each * len(names)),
+        "real": real(kind, names, of_each * len(names), size),
         "rows": [],
     }
     for seed in seeds:
@@ -92,7 +92,7 @@ def main(
         for step in measure_at:
             train.run(dcgan, config, source, dataclasses.replace(loop, run_dir=run_dir, seed=seed, steps=step))
             run = runs.load(run_dir, step)
-            row = {"seed": seed, "step": step} | read(run, names, of_each)
+            row: dict[str, Any] = {"seed": seed, "step": step} | read(run, names, of_each)
             row["variety"] /= record["real"]["variety"]
             record["rows"].append(row | {"processor_seconds": round(time.process_time() - began, 1)})
             fewest = min(row["by_class"].values())
@@ -109,9 +109,9 @@ def main(
     return record
 
 
-def drawn(path: Path, kind: str, count: int) -> tuple[str, str]:
-    """A file of so many glyphs of 32 pixels with their labels, drawn once, and the characters."""
-    source = data.open_source(kind, 32)
+def drawn(path: Path, kind: str, count: int, size: int) -> tuple[str, str]:
+    """A file of so many glyphs with their labels, drawn once, and the characters."""
+    source = data.open_source(kind, size)
     if not path.exists():
         examples = [source.read(i) for i in range(count)]
         pictures, labels = (np.stack([example[key] for example in examples]) for key in ("image", "label"))
@@ -126,9 +126,9 @@ def read(run: runs.LoadedRun, names: str, of_each: int) -> dict[str, Any]:
     return counted(run.draw(requests), requests["label"], names)
 
 
-def real(kind: str, names: str, count: int) -> dict[str, Any]:
+def real(kind: str, names: str, count: int, size: int) -> dict[str, Any]:
     """The same of real glyphs, which were not trained on."""
-    source = data.open_source(kind, 32, seed=2**32 - 1)
+    source = data.open_source(kind, size, seed=2**32 - 1)
     examples = [source.read(i) for i in range(count)]
     pictures = data.to_float(np.stack([example["image"] for example in examples]))
     return counted(pictures, np.array([example["label"] for example in examples]), names)
