@@ -9,7 +9,7 @@ Data: three digits of MNIST as the three channels of a picture, at random: made 
     weights/mnist_lenet.pth (see experiments/lenet_fd.py).
 Hardware and time: --minutes of one core for each run, here 3, and a quarter of one for each measurement.
 Expected: docs/measured.md, "Stacked MNIST".
-Command: taskset -c 1 python experiments/stacked_mnist.py
+Command: python experiments/stacked_mnist.py
 
 Each method is trained at a small width for so many minutes of processor time, which is far less than in the papers
 (100,000 steps of 64 in Lin et al.): the published figures stand beside for orientation, and not for a comparison.

@@ -35,23 +35,18 @@ def filled(cfg):
     def fill(path, leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or any(getattr(k, "name", "") == "opt_state" for k in path):
             return np.zeros(leaf.shape, leaf.dtype)
-        name = getattr(path[-1], "key", "")
-        sign = 1 if name in ("scale", "var") else rng.choice([-1, 1], leaf.shape)
-        size = (
-            1.0 if name == "embedding" and len(leaf.shape) == 2 else 0.03
-        )  # z is as long as the generator's embedding
-        return (sign * size * rng.uniform(0.3, 1, leaf.shape)).astype(leaf.dtype)
+        sign = 1 if getattr(path[-1], "key", "") in ("scale", "var") else rng.choice([-1, 1], leaf.shape)
+        return (sign * rng.uniform(0.01, 0.03, leaf.shape)).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda key: dcgan.init(key, cfg), KEY))
 
 
 def as_torch(cfg, state):
-    """State dicts of the two reference networks: the converters' of all that is common, and the embeddings."""
+    """State dicts of the two reference networks: the converters' of all that is common, and the embedding."""
     plain = dataclasses.replace(cfg, conditional=False, classes=None)
     gen = convert.generator_to_torch(state.gen.variables, plain)
     disc = convert.discriminator_to_torch(state.disc.variables, plain)
     judge = np.asarray(state.disc.params["embedding"]).transpose(0, 3, 1, 2)  # (classes, c, h, w)
-    gen["embedding.weight"] = np.asarray(state.gen.params["embedding"])
     disc["embedding.weight"] = judge.reshape(cfg.classes, -1)
     return gen, disc
 
@@ -194,7 +189,7 @@ def test_standing_statistics_are_of_all_classes(classes, monkeypatch):
     means = []
     for i, label in enumerate(seen):
         z = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (64, cfg.latent_dim))
-        both = np.concatenate([z, np.asarray(state.ema["embedding"])[label]], 1)
+        both = np.concatenate([z, np.eye(classes)[label]], 1)
         means.append(np.einsum("bz,hwzc->bhwc", both, np.asarray(state.ema["project"])).mean((0, 1, 2)))
     np.testing.assert_allclose(found["norm0"]["mean"], np.mean(means, 0), rtol=1e-4, atol=1e-6)
 

@@ -197,6 +197,7 @@ def test_distances_of_translations_are_those_of_their_features():
 
 
 DESCRIBED = ["mnist", "flowers", "lfw", "cifar10", "cifar10_r3gan", "celeba", "ffhq256", "afhq", "adain", "cyclegan"]
+DESCRIBED += ["conditional_glyphs", "stacked_mnist"]
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
@@ -271,6 +272,82 @@ def test_mnist_comparison_of_a_run_with_itself_gives_one(mnist_runs, data_dir, t
     assert at["default_ratio"] == values["ours, average, standing"] / values["ours, last, standing"]
     with pytest.raises(UserError, match=r"holds no netG_SEED_3\.pth"):  # before anything is measured
         script.main(dataclasses.replace(settings, steps=(2, 3)))
+
+
+def test_glyphs_on_demand_are_read(tmp_path, capsys):
+    """Two tiny steps: noise is read as anything, and real glyphs as what they are."""
+    script = load_script("conditional_glyphs")
+    loop = Loop(tmp_path, batch_size=4, devices=1, checkpoint_every=1, keep_every=1, sample_every=1, resume="auto")
+    cfg = dataclasses.replace(script.CONFIG, image_size=16, width=2, latent_dim=4)
+    small = {"glyphs": 20, "measure_at": (1, 2), "of_each": 20, "loop": loop, "config": cfg}
+    record = script.main("glyphs:digits", json=tmp_path / "record.json", **small)
+    assert json.loads((tmp_path / "record.json").read_text()) == record
+    assert [(row["step"], row["samples"]) for row in record["rows"]] == [(1, 200), (2, 200)]
+    assert record["real"]["as_asked"] > 0.9 > 0.5 > record["rows"][1]["as_asked"]
+    assert list(record["real"]["by_class"]) == list(record["rows"][0]["by_class"]) == list("0123456789")
+    assert 0 < record["rows"][1]["variety"] < 1 and (tmp_path / "seed0/classes_000002.png").is_file()
+    assert "read as asked for" in capsys.readouterr().out
+    # One picture for each class has no variety, and is read rightly all the same.
+    source = script.data.open_source("glyphs:digits", 32)
+    examples = [source[i] for i in range(60)]
+    first = {int(x["label"]): x["image"] for x in reversed(examples)}
+    pictures, labels = np.stack([first[k] for k in range(10)] * 2), np.tile(np.arange(10), 2)
+    found = script.counted(pictures, labels, "0123456789")
+    assert found["variety"] == 0 and found["as_asked"] == 1 and min(found["by_class"].values()) == 1
+
+
+@pytest.mark.slow
+def test_stacked_mnist_counts_modes(data_dir, tmp_path, capsys):
+    """Two tiny steps of each method that is there, resumed and not repeated; all modes of real digits are found."""
+    script = load_script("stacked_mnist")
+    small = {"pictures": 2_000, "samples": 60, "width": 2, "batch_size": 4, "steps": 2, "measure_every": 1}
+    settings = script.Settings(
+        tmp_path / "runs", data_dir, ("dcgan", "dcgan, conditional"), (0,), json=tmp_path / "record.json", **small
+    )
+    record = script.main(settings)
+    assert [(row["method"], row["seed"], row["steps"]) for row in record["rows"]] == [
+        ("dcgan", 0, 2),
+        ("dcgan, conditional", 0, 2),
+    ]
+    for row in record["rows"]:
+        assert [point["step"] for point in row["curve"]] == [1, 2] and 1 <= row["modes"] <= 60
+        assert np.log(1000 / row["modes"]) - 0.01 <= row["kl"] <= np.log(1000) + 0.01
+    assert record["real"]["found"] > 50 and record["real"]["read_rightly"] > 0.9
+    assert "| PacDCGAN2, published | | 1,000 | 0.06 |" in capsys.readouterr().out
+    again = script.main(settings)
+    assert again["rows"] == record["rows"] == json.loads((tmp_path / "record.json").read_text())["rows"]
+    with pytest.raises(ValueError, match=r"methods must be of dcgan, .*, got 'vae'"):
+        script.Settings(methods=("vae",))
+
+
+def test_stacks_of_digits_are_what_they_say(digits, tmp_path):
+    script = load_script("stacked_mnist")
+    (tmp_path / "datasets").mkdir()
+    shutil.copy(digits, tmp_path / "datasets" / "mnist.npz")
+    with np.load(digits) as file, np.load(script.stacked(tmp_path / "a.npz", tmp_path, "x_train", 60)) as made:
+        places = {image.tobytes(): i for i, image in enumerate(file["x_train"])}
+        stacks = np.moveaxis(made["images"], -1, 1)  # (60, 3, 28, 28)
+        found = np.array([[places[channel.tobytes()] for channel in stack] for stack in stacks])
+        np.testing.assert_array_equal(made["labels"], (file["y_train"][found] * [100, 10, 1]).sum(1))
+        for channel in found.T:  # each digit of 24 twice or three times, and no two channels alike
+            assert set(np.bincount(channel, minlength=24)) == {2, 3}
+        assert len({tuple(channel) for channel in found.T}) == 3
+    first = (tmp_path / "a.npz").read_bytes()
+    assert script.stacked(tmp_path / "b.npz", tmp_path, "x_train", 60).read_bytes() == first
+
+
+@pytest.mark.slow
+def test_a_thousand_modes_of_test_digits_are_found(data_dir, tmp_path):
+    """What a perfect generator would have; and the LeNet says here what it says in lenet_fd.py."""
+    script = load_script("stacked_mnist")
+    found = script.of_real(script.Settings(tmp_path, data_dir))
+    assert found["found"] == 1000 and found["read_rightly"] > 0.97
+    # By chance alone it is 0.019; of test digits some are rarer than others, and some are misread.
+    assert found["kl_by_chance"] < found["kl_of_labels"] < found["kl"] < 0.028
+    images_of_test = script.lenet_fd.real_images("x_test", data_dir)[:900]
+    stacks = np.concatenate(np.split(images_of_test, 3), -1)
+    expected = script.lenet_fd.classify(images_of_test).probabilities.argmax(1).reshape(3, 300).T
+    np.testing.assert_array_equal(script.digits(stacks, data_dir), expected)
 
 
 def test_mnist_in_pytorch(torch, digits, tmp_path):

@@ -54,6 +54,50 @@ def test_equal_shares_have_no_divergence_and_one_class_the_largest():
     assert one.covered == 1 and one.missing == tuple("123456789")
 
 
+def test_coverage_in_closed_form():
+    even = modes.coverage(np.arange(3000) % 1000, 1000)
+    assert (even.samples, even.modes, even.found, even.kl) == (3000, 1000, 1000, pytest.approx(0, abs=1e-12))
+    assert even.kl_by_chance == pytest.approx(999 / 6000)
+    one = modes.coverage(np.full(50, 7), 1000)
+    assert one.found == 1 and one.kl == pytest.approx(np.log(1000))
+    half = modes.coverage(2 * (np.arange(3000) % 500), 1000)
+    assert half.found == 500 and half.kl == pytest.approx(np.log(2))
+    shares = np.array([0.5, 0.25, 0.25])
+    found = modes.coverage(np.repeat([0, 2], [30, 10]), 3, shares)
+    assert found.found == 2 and found.kl == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(1))
+    json.dumps(found.as_dict())
+
+
+def test_coverage_of_26000_even_samples_is_that_of_chance():
+    """What a perfect generator would have on Stacked MNIST."""
+    draws = [modes.coverage(np.random.default_rng(i).integers(0, 1000, 26_000), 1000) for i in range(20)]
+    assert all(draw.found == 1000 for draw in draws)
+    assert np.mean([draw.kl for draw in draws]) == pytest.approx(draws[0].kl_by_chance, rel=0.03)  # sd of mean: 1 %
+
+
+def test_labels_of_parts_are_the_digits_of_a_number():
+    np.testing.assert_array_equal(modes.joined([[0, 0, 0], [1, 2, 3], [9, 0, 9]], 10), [0, 123, 909])
+    every = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    np.testing.assert_array_equal(modes.joined(every, 4), np.arange(64))
+    with pytest.raises(UserError, match=r"labels of parts are \(n, parts\) from 0 to 9"):
+        modes.joined([[0, 10, 0]], 10)
+
+
+@pytest.mark.parametrize(
+    "labels, shares, message",
+    [
+        ([0, 3], None, "3 modes are 0 to 2, got values from 0 to 3"),
+        ([-1], None, "got values from -1"),
+        ([], None, "one or more, got an array of shape"),
+        ([0.0], None, "whole numbers"),
+        ([0], [0.5, 0.5, 0.0], "3 numbers above 0 that sum to 1"),
+    ],
+)
+def test_coverage_refuses(labels, shares, message):
+    with pytest.raises(UserError, match=message):
+        modes.coverage(labels, 3, shares)
+
+
 def test_kl_by_chance_is_what_samples_of_the_right_shares_have():
     rng = np.random.default_rng(0)
     shares = rng.dirichlet(np.full(10, 5.0))

@@ -103,14 +103,14 @@ def published_step(gen, disc, gen_optimizer, disc_optimizer, images, z):
 
 
 class ConditionalGenerator(Generator):
-    """The class' embedding goes beside z (Mirza & Osindero 2014)."""
+    """One-hot labels go beside z (Mirza & Osindero 2014)."""
 
     def __init__(self, classes, image_size=64, channels=3, latent_dim=100, width=64):
-        super().__init__(image_size, channels, 2 * latent_dim, width)
-        self.embedding = nn.Embedding(classes, latent_dim)
+        super().__init__(image_size, channels, latent_dim + classes, width)
+        self.classes = classes
 
     def forward(self, z, label):
-        return super().forward(torch.cat([z, self.embedding(label)], 1))
+        return super().forward(torch.cat([z, F.one_hot(label, self.classes).to(z.dtype)], 1))
 
 
 class ConditionalDiscriminator(Discriminator):

@@ -4,11 +4,12 @@ Differs from the papers, as the common PyTorch example does: the generator's upd
 discriminator's (Algorithm 1 of Goodfellow et al. draws new ones), and BatchNorm sees real and generated pictures as
 two batches. Under `jit` and `pmap` alike BatchNorm's batch is the global one.
 
-With `conditional` both networks are told the class: the generator by an embedding beside z (Mirza & Osindero 2014,
-arXiv:1411.1784, who put one-hot labels there), the discriminator by a product of its last features with an embedding
-(Miyato & Koyama 2018, arXiv:1802.05637, eq. 3, who sum the features over their places first; here each place has
-weights of its own, as it has in the judgement that is common to all classes). Generated pictures are asked for in the
-classes of the real ones that they are compared with.
+With `conditional` both networks are told the class: the generator by a one-hot label beside z (Mirza & Osindero 2014,
+arXiv:1411.1784), the discriminator by a product of its last features with the class' embedding (Miyato & Koyama 2018,
+arXiv:1802.05637, eq. 3, who sum the features over their places first; here each place has weights of its own, as it has
+in the judgement that is common to all classes). Generated pictures are asked for in the classes of the real ones that
+they are compared with. An embedding beside z that is as long as z would be learned so fast that the generator forgets
+z: on glyphs each class was then one picture.
 
 Four mistakes that tutorials hand on, and where this file does otherwise:
 - a generator grows the picture: its convolutions are transposed (`layers.double`); strided ones would shrink it;
@@ -187,7 +188,7 @@ class Double(nn.Module):
 def class_weights(label: jax.Array | None, cfg: Config) -> jax.Array:
     """Labels (b,) int, or weights of the classes (b, classes) float, to such weights: one-hot for labels.
 
-    A product with them chooses an embedding, which is differentiated without a scatter: the same bits every time.
+    A sum by them chooses a class' weights, and is differentiated without a scatter: the same bits every time.
     """
     if label is None or cfg.classes is None:
         raise ValueError(f"a conditional network needs labels and a number of classes, got {label} and {cfg.classes}")
@@ -197,10 +198,7 @@ def class_weights(label: jax.Array | None, cfg: Config) -> jax.Array:
 
 
 class Generator(nn.Module):
-    """Latents (b, latent_dim) to images (b, h, w, c) in [-1, 1]: projected to 4x4 or so, then doubled up to h x w.
-
-    Where it is conditional, an embedding of the class, as long as z and at first N(0, 1) as z is, goes beside z.
-    """
+    """Latents (b, latent_dim) to images (b, h, w, c) in [-1, 1]: projected to 4x4 or so, then doubled up to h x w."""
 
     cfg: Config
     axis_name: str | None = None
@@ -211,11 +209,7 @@ class Generator(nn.Module):
         cfg, dtype = self.cfg, self.cfg.compute_dtype
         first, *others = cfg.hidden_channels
         if cfg.conditional:
-            weights = class_weights(label, cfg)
-            embedding = self.param(
-                "embedding", nn.initializers.normal(1.0), (cfg.classes, cfg.latent_dim), cfg.param_dtype
-            )
-            z = jnp.concatenate([z, weights @ embedding], 1)
+            z = jnp.concatenate([z, class_weights(label, cfg)], 1)
         # A transposed convolution of a 1x1 picture to 4x4 pixels, which is one matrix product.
         kernel = self.param("project", _normal, (*cfg.smallest, z.shape[1], first), cfg.param_dtype)
         x = jnp.einsum("bz,hwzc->bhwc", z.astype(dtype), kernel.astype(dtype))
