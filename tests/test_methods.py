@@ -43,9 +43,13 @@ FAST_STYLE = fast_style.Config(
 TRANSLATION = dict(image_size=18, crop=16, width=2, blocks=1, discriminator_width=2, discriminator_halvings=2)
 R3GAN = dict(image_size=16, channels=3, width=2, latent_dim=4, mirror=True, ema_halflife_images=(9.0, 50.0))
 ALL_AT_ONCE = dict(discriminator_steps=2, gradient_penalty=1.0, clip_norm=1.0, augment="color", instance_noise=0.1)
+CONDITIONAL = dcgan.Config(
+    image_size=16, channels=3, width=2, latent_dim=4, conditional=True, classes=3, discriminator_steps=2, r1=1.0
+)
 TINY_METHODS = [
     pytest.param(dcgan, dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4), id="dcgan"),
     pytest.param(dcgan, dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4, **ALL_AT_ONCE), id="dcgan-all"),
+    pytest.param(dcgan, CONDITIONAL, id="dcgan-conditional"),
     pytest.param(adain, adain.Config(24, 16, small_encoder.path(), ema_halflife_images=50.0), id="adain"),
     pytest.param(small_wgan, small_wgan.Config(channels=3, width=8, latent_dim=4), id="wgan"),
     pytest.param(small_translator, small_translator.Config(width=4, history=20), id="translator"),
@@ -69,21 +73,29 @@ KEY = jax.random.key(5)
 
 
 def found_for(module, cfg, size=48):
-    """{source: open source of noise} that a method learns from."""
-    found = {}
+    """{source: open source of noise} that a method learns from, in classes where it is conditional."""
+    found, names = {}, None
+    if getattr(cfg, "conditional", False):
+        names = tuple(f"class {k}" for k in range(cfg.classes or 3))
     for i, (name, wanted) in enumerate(module.sources(cfg).items()):
         height, width = wanted.size if isinstance(wanted.size, tuple) else (wanted.size, wanted.size)
         shape = (size + 2 * i, height, width, wanted.channels or 3)  # sources of different size
         images = np.random.default_rng(i).integers(0, 256, shape).astype(np.uint8)
-        read = lambda k, images=images: {"image": images[k]}  # noqa: E731
-        found[name] = Source(f"noise {name}", images.shape[1:], images.dtype, len(images), None, read)
+        labels = (
+            None if names is None else np.random.default_rng(100 + i).integers(0, len(names), len(images), np.int32)
+        )
+
+        def read(k, images=images, labels=labels):
+            return {"image": images[k]} | ({} if labels is None else {"label": labels[k]})
+
+        found[name] = Source(f"noise {name}", images.shape[1:], images.dtype, len(images), names, read)
     return found
 
 
 def batch_of(module, cfg, images=4):
     examples = contract.examples_of(found_for(module, cfg), images)
     repeat = {name: wanted.batches for name, wanted in module.sources(cfg).items()}
-    return {name: {"image": np.concatenate([examples[name]["image"]] * n)} for name, n in repeat.items()}
+    return {name: {k: np.concatenate([x] * n) for k, x in examples[name].items()} for name, n in repeat.items()}
 
 
 class Compiled:
@@ -180,9 +192,31 @@ def test_the_key_decides(compiled, module, cfg):
 def test_the_images_decide(compiled, module, cfg):
     made = compiled(module, cfg)
     for name in made.batch:  # those of each source
-        batch = made.batch | {name: {"image": made.batch[name]["image"] / 2}}
+        batch = made.batch | {name: made.batch[name] | {"image": made.batch[name]["image"] / 2}}
         other, _ = made.step(made.state, batch, KEY, made.constants)
         assert not same(other, made.first[0]), name
+
+
+@pytest.mark.parametrize("module, cfg", [p for p in TINY_METHODS if getattr(p.values[1], "conditional", False)])
+def test_the_classes_decide(compiled, module, cfg):
+    made = compiled(module, cfg)
+    method, state = made.method, made.first[0]
+    for name in made.batch:
+        labels = (made.batch[name]["label"] + 1) % cfg.classes
+        other, _ = made.step(made.state, made.batch | {name: made.batch[name] | {"label": labels}}, KEY, made.constants)
+        assert not same(other, made.first[0]), name
+    requests = method.requests(KEY, 6, cfg, contract.examples_of(found_for(module, cfg), 6))
+    assert requests["label"].dtype == jnp.int32
+    np.testing.assert_array_equal(requests["label"], np.arange(6) % cfg.classes)
+
+    @jax.jit
+    def draw(state, requests, constants):
+        return method.sample(method.generator(state, cfg, constants), requests, cfg)
+
+    one, other = (
+        draw(state, requests | {"label": x}, made.constants) for x in (jnp.zeros(6, jnp.int32), jnp.ones(6, jnp.int32))
+    )
+    assert all(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @every_method

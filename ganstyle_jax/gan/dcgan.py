@@ -4,6 +4,12 @@ Differs from the papers, as the common PyTorch example does: the generator's upd
 discriminator's (Algorithm 1 of Goodfellow et al. draws new ones), and BatchNorm sees real and generated pictures as
 two batches. Under `jit` and `pmap` alike BatchNorm's batch is the global one.
 
+With `conditional` both networks are told the class: the generator by an embedding beside z (Mirza & Osindero 2014,
+arXiv:1411.1784, who put one-hot labels there), the discriminator by a product of its last features with an embedding
+(Miyato & Koyama 2018, arXiv:1802.05637, eq. 3, who sum the features over their places first; here each place has
+weights of its own, as it has in the judgement that is common to all classes). Generated pictures are asked for in the
+classes of the real ones that they are compared with.
+
 Four mistakes that tutorials hand on, and where this file does otherwise:
 - a generator grows the picture: its convolutions are transposed (`layers.double`); strided ones would shrink it;
 - the discriminator returns a logit, and the losses are softplus of it: a sigmoid followed by a log overflows;
@@ -57,6 +63,8 @@ class Config:
     ema_halflife_images: float = 10_000.0  # images after which the generator's average has half forgotten
     weights: Literal["average", "last"] = "average"  # of samples: averaged over training, or those of the last step
     batch_norm: Literal["standing", "running", "batch"] = "standing"  # statistics of samples: estimated anew, ...
+    conditional: bool = False  # on the data's classes, which are its labels
+    classes: int | None = None  # how many; None: as many as the data has
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the arithmetic; weights are float32 or float64
     convolution: Literal["auto", "cpu", "xla"] = "auto"  # see layers.halve
 
@@ -89,6 +97,10 @@ class Config:
                 raise ValueError(f"{field.name} must be {' or '.join(get_args(field.type))}, got {value!r}")
         if self.schedule_steps < 1 and {self.generator_schedule, self.discriminator_schedule} != {"constant"}:
             raise ValueError(f"a schedule that is not constant needs schedule_steps >= 1, got {self.schedule_steps}")
+        if self.classes is not None and not self.conditional:
+            raise ValueError(f"classes go with conditional, which is off, got {self.classes}: leave them out")
+        if self.classes is not None and self.classes < 1:
+            raise ValueError(f"classes must be at least 1, got {self.classes}")
         augment.check_policy(self.augment)
 
     @property
@@ -126,8 +138,19 @@ def sources(cfg: Config) -> dict[str, Wanted]:
 
 
 def settle(cfg: Config, found: Mapping[str, Source]) -> Config:
-    """As many channels as the data has."""
-    return dataclasses.replace(cfg, channels=found["real"].image_shape[-1])
+    """As many channels and, if conditional, classes as the data has. ValueError where these are not the config's."""
+    real = found["real"]
+    cfg = dataclasses.replace(cfg, channels=real.image_shape[-1])
+    if not cfg.conditional:
+        return cfg
+    if not real.label_names:
+        raise ValueError(
+            f"conditional needs pictures in classes, and {real.name} has none: give a folder for each class, or an "
+            ".npz with labels"
+        )
+    if cfg.classes not in (None, len(real.label_names)):
+        raise ValueError(f"classes must be as many as {real.name} has, {len(real.label_names)}, got {cfg.classes}")
+    return dataclasses.replace(cfg, classes=len(real.label_names))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,18 +183,40 @@ class Double(nn.Module):
         return layers.double(x, kernel.astype(x.dtype), self.cfg.convolution)
 
 
+def class_weights(label: jax.Array | None, cfg: Config) -> jax.Array:
+    """Labels (b,) int, or weights of the classes (b, classes) float, to such weights: one-hot for labels.
+
+    A product with them chooses an embedding, which is differentiated without a scatter: the same bits every time.
+    """
+    if label is None or cfg.classes is None:
+        raise ValueError(f"a conditional network needs labels and a number of classes, got {label} and {cfg.classes}")
+    if jnp.issubdtype(label.dtype, jnp.floating):
+        return label.astype(cfg.param_dtype)
+    return jax.nn.one_hot(label, cfg.classes, dtype=cfg.param_dtype)
+
+
 class Generator(nn.Module):
-    """Latents (b, latent_dim) to images (b, h, w, c) in [-1, 1]: projected to 4x4 or so, then doubled up to h x w."""
+    """Latents (b, latent_dim) to images (b, h, w, c) in [-1, 1]: projected to 4x4 or so, then doubled up to h x w.
+
+    Where it is conditional, an embedding of the class, as long as z and at first N(0, 1) as z is, goes beside z.
+    """
 
     cfg: Config
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, z: jax.Array, train: bool, label: jax.Array | None = None) -> jax.Array:
+        """label: (b,) int, or (b, classes) float for what lies between classes; None where it is unconditional."""
         cfg, dtype = self.cfg, self.cfg.compute_dtype
         first, *others = cfg.hidden_channels
+        if cfg.conditional:
+            weights = class_weights(label, cfg)
+            embedding = self.param(
+                "embedding", nn.initializers.normal(1.0), (cfg.classes, cfg.latent_dim), cfg.param_dtype
+            )
+            z = jnp.concatenate([z, weights @ embedding], 1)
         # A transposed convolution of a 1x1 picture to 4x4 pixels, which is one matrix product.
-        kernel = self.param("project", _normal, (*cfg.smallest, cfg.latent_dim, first), cfg.param_dtype)
+        kernel = self.param("project", _normal, (*cfg.smallest, z.shape[1], first), cfg.param_dtype)
         x = jnp.einsum("bz,hwzc->bhwc", z.astype(dtype), kernel.astype(dtype))
         x = self._norm_relu("norm0")(x, train)
         for i, channels in enumerate(others, start=1):
@@ -185,14 +230,18 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (b, h, w, c) in [-1, 1] to logits (b,): halved to 4x4 pixels, then one weighted sum; no sigmoid."""
+    """Images (b, h, w, c) in [-1, 1] to logits (b,): halved to 4x4 pixels, then one weighted sum; no sigmoid.
+
+    Where it is conditional, the sum's weights are those of all classes plus those of the image's own.
+    """
 
     cfg: Config
     axis_name: str | None = None
     batches: int = 1  # that lie interleaved, see `layers.BatchNorm`
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool, label: jax.Array | None = None) -> jax.Array:
+        """label: as the generator's."""
         cfg, dtype = self.cfg, self.cfg.compute_dtype
         x = images.astype(dtype)
         for i, channels in enumerate(reversed(cfg.hidden_channels)):
@@ -204,7 +253,13 @@ class Discriminator(nn.Module):
                 dtype, cfg.param_dtype, self.axis_name, slope=0.2, batches=self.batches, name=f"norm{i}"
             )(x, train)
         kernel = self.param("judge", _normal, (*x.shape[1:], 1), cfg.param_dtype)
-        return jnp.einsum("bhwc,hwcd->b", x, kernel.astype(dtype)).astype(cfg.param_dtype)
+        logits = jnp.einsum("bhwc,hwcd->b", x, kernel.astype(dtype)).astype(cfg.param_dtype)
+        if not cfg.conditional:
+            return logits
+        weights = class_weights(label, cfg)
+        embedding = self.param("embedding", _normal, (cfg.classes, *x.shape[1:]), cfg.param_dtype)
+        of_classes = jnp.einsum("bhwc,khwc->bk", x, embedding.astype(dtype)).astype(cfg.param_dtype)
+        return logits + jnp.sum(weights * of_classes, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,9 +305,10 @@ def init(key: jax.Array, cfg: Config) -> State:
     key_gen, key_disc = jax.random.split(key)
     z = jnp.zeros((2, cfg.latent_dim), cfg.param_dtype)
     images = jnp.zeros((2, *cfg.shape, cfg.channels or 3), cfg.param_dtype)
+    asked: dict[str, Any] = {"label": jnp.zeros(2, jnp.int32)} if cfg.conditional else {}
 
     def network(module, key, inputs, which):
-        variables = module.init(key, inputs, train=True)
+        variables = module.init(key, inputs, train=True, **asked)
         return Network(variables["params"], variables["batch_stats"], optimizer(cfg, which).init(variables["params"]))
 
     gen = network(Generator(cfg), key_gen, z, "generator")
@@ -271,53 +327,57 @@ def train_step(
     """The discriminator's updates, then the generator's.
 
     batch["real"]["image"]: (b * discriminator_steps, h, w, c) float in [-1, 1]; every discriminator_steps-th image
-    belongs to the same update, so that no image leaves its device. Returns the new state and scalar metrics.
+    belongs to the same update, so that no image leaves its device; if conditional, ["label"] (b * discriminator_steps,)
+    int32 are their classes, in which pictures are generated too. Returns the new state and scalar metrics.
     """
     images = batch["real"]["image"].astype(cfg.param_dtype)
     b = len(images) // cfg.discriminator_steps
     images = images.reshape(b, cfg.discriminator_steps, *images.shape[1:])
+    labels = batch["real"]["label"].reshape(b, cfg.discriminator_steps) if cfg.conditional else None
+    asked: dict[str, Any] = {}  # what pictures are asked for by besides latents; the generator's as in the last update
     gen, disc = state.gen, state.disc
     key_disc, key_gen = jax.random.split(key)
 
     # Generated pictures are made once for both networks' last and first update: `pull_back` remembers how.
     for i in range(cfg.discriminator_steps):
         key_i = jax.random.fold_in(key_disc, i)
-        gen, fake, pull_back = generate_for_training(gen, key_i, b, cfg, axis_name)
-        disc, metrics = update_discriminator(disc, images[:, i], fake, key_i, state.step, cfg, axis_name)
+        asked = {} if labels is None else {"label": labels[:, i]}
+        gen, fake, pull_back = generate_for_training(gen, key_i, b, cfg, axis_name, **asked)
+        disc, metrics = update_discriminator(disc, images[:, i], fake, key_i, state.step, cfg, axis_name, **asked)
     for i in range(cfg.generator_steps):
         key_i = jax.random.fold_in(key_gen, i)
         if i > 0:
-            gen, fake, pull_back = generate_for_training(gen, key_i, b, cfg, axis_name)
-        gen, disc, g_loss = update_generator(gen, disc, fake, pull_back, key_i, state.step, cfg, axis_name)
+            gen, fake, pull_back = generate_for_training(gen, key_i, b, cfg, axis_name, **asked)
+        gen, disc, g_loss = update_generator(gen, disc, fake, pull_back, key_i, state.step, cfg, axis_name, **asked)
 
     global_batch = b * layers.axis_size(axis_name)
     ema = layers.ema(state.ema, gen.params, cfg.ema_halflife_images, global_batch)
     return State(state.step + 1, gen, disc, ema), layers.pmean({**metrics, "loss/gen": g_loss}, axis_name)
 
 
-def generate_for_training(gen: Network, key: jax.Array, b: int, cfg: Config, axis_name: str | None):
+def generate_for_training(gen: Network, key: jax.Array, b: int, cfg: Config, axis_name: str | None, **asked):
     """(generator with new statistics, b images, function from a gradient by the images to one by the weights)."""
     z = layers.global_normal(jax.random.fold_in(key, 0), (b, cfg.latent_dim), axis_name, cfg.param_dtype)
 
     def forward(params):
-        return apply(Generator(cfg, axis_name), params, gen.batch_stats, z)
+        return apply(Generator(cfg, axis_name), params, gen.batch_stats, z, **asked)
 
     fake, pull_back, batch_stats = jax.vjp(forward, gen.params, has_aux=True)
     return dataclasses.replace(gen, batch_stats=batch_stats), fake, lambda gradient: pull_back(gradient)[0]
 
 
-def update_discriminator(disc: Network, real, fake, key, step, cfg: Config, axis_name: str | None):
+def update_discriminator(disc: Network, real, fake, key, step, cfg: Config, axis_name: str | None, **asked):
     """One step down the discriminator's loss. Real and generated pictures pass as two batches, as in the paper."""
     module = Discriminator(cfg, axis_name)
     real = distort(jax.random.fold_in(key, 1), real, step, cfg, axis_name)
     fake = distort(jax.random.fold_in(key, 2), fake, step, cfg, axis_name)
 
     def loss_function(params):
-        (real_logits, fake_logits), batch_stats = apply_in_turn(module, params, disc.batch_stats, (real, fake))
+        (real_logits, fake_logits), batch_stats = apply_in_turn(module, params, disc.batch_stats, (real, fake), **asked)
         loss = losses.DISCRIMINATOR[cfg.loss](real_logits, fake_logits)
 
         def critic(x):
-            return apply(module, params, disc.batch_stats, x)[0]
+            return apply(module, params, disc.batch_stats, x, **asked)[0]
 
         if cfg.r1:
             loss += cfg.r1 / 2 * losses.r1_penalty(critic, real)
@@ -345,12 +405,14 @@ def update_discriminator(disc: Network, real, fake, key, step, cfg: Config, axis
     return descend(disc, gradients, batch_stats, cfg, "discriminator", axis_name), metrics
 
 
-def update_generator(gen: Network, disc: Network, fake, pull_back, key, step, cfg: Config, axis_name: str | None):
+def update_generator(
+    gen: Network, disc: Network, fake, pull_back, key, step, cfg: Config, axis_name: str | None, **asked
+):
     """One step down the generator's loss, judged by the discriminator as it is now, whose statistics move too."""
 
     def loss_function(images):
         images = distort(jax.random.fold_in(key, 4), images, step, cfg, axis_name)
-        logits, batch_stats = apply(Discriminator(cfg, axis_name), disc.params, disc.batch_stats, images)
+        logits, batch_stats = apply(Discriminator(cfg, axis_name), disc.params, disc.batch_stats, images, **asked)
         return losses.GENERATOR[cfg.loss](logits).mean(), batch_stats
 
     (loss, batch_stats), by_images = jax.value_and_grad(loss_function, has_aux=True)(fake)
@@ -358,24 +420,27 @@ def update_generator(gen: Network, disc: Network, fake, pull_back, key, step, cf
     return gen, dataclasses.replace(disc, batch_stats=batch_stats), loss
 
 
-def apply(module: nn.Module, params, batch_stats, inputs) -> tuple[jax.Array, Any]:
-    """A forward pass in training mode: (outputs, new running statistics)."""
+def apply(module: nn.Module, params, batch_stats, inputs, **asked) -> tuple[jax.Array, Any]:
+    """A forward pass in training mode: (outputs, new running statistics). asked: label=labels if conditional."""
     variables = {"params": layers.gathered(params), "batch_stats": batch_stats}
-    outputs, updates = module.apply(variables, inputs, train=True, mutable=["batch_stats"])
+    outputs, updates = module.apply(variables, inputs, train=True, mutable=["batch_stats"], **asked)
     return outputs, updates["batch_stats"]
 
 
-def apply_in_turn(module: Discriminator, params, batch_stats, batches) -> tuple[list[jax.Array], Any]:
-    """`apply` to batches of one size, each normalised by itself: (their outputs, new running statistics)."""
+def apply_in_turn(module: Discriminator, params, batch_stats, batches, **asked) -> tuple[list[jax.Array], Any]:
+    """`apply` to batches of one size and, if conditional, of the same labels in each, every batch normalised by itself:
+    (their outputs, new running statistics).
+    """
     if layers.backend() == "cpu":  # each on its own, which fits its caches better
         outputs = []
         for batch in batches:
-            output, batch_stats = apply(module, params, batch_stats, batch)
+            output, batch_stats = apply(module, params, batch_stats, batch, **asked)
             outputs.append(output)
         return outputs, batch_stats
     # In one pass: fewer kernels and, among devices, exchanges. Interleaved, so that no picture leaves its device.
     together = jnp.stack(batches, 1).reshape(-1, *batches[0].shape[1:])
-    outputs, batch_stats = apply(module.clone(batches=len(batches)), params, batch_stats, together)
+    asked = {name: jnp.repeat(x, len(batches), 0) for name, x in asked.items()}
+    outputs, batch_stats = apply(module.clone(batches=len(batches)), params, batch_stats, together, **asked)
     return [outputs[i :: len(batches)] for i in range(len(batches))], batch_stats
 
 
@@ -400,16 +465,29 @@ def distort(key: jax.Array, images: jax.Array, step: jax.Array, cfg: Config, axi
 # Sampling
 
 
-def requests(key: jax.Array, n: int, cfg: Config, examples: Mapping[str, Any] | None = None) -> jax.Array:
-    """Latents (n, latent_dim), N(0, 1); whatever n is beyond them."""
-    return jax.random.normal(key, (n, cfg.latent_dim), cfg.param_dtype)
+def requests(key: jax.Array, n: int, cfg: Config, examples: Mapping[str, Any] | None = None) -> Any:
+    """Latents (n, latent_dim), N(0, 1); whatever n is beyond them.
+
+    If conditional, {"latents": those, "label": (n,) int32}, one class after the other and again from the first.
+    """
+    latents = jax.random.normal(key, (n, cfg.latent_dim), cfg.param_dtype)
+    if not cfg.conditional:
+        return latents
+    return {"latents": latents, "label": jnp.arange(n, dtype=jnp.int32) % (cfg.classes or 1)}
+
+
+def asked_by(requests: Any) -> tuple[jax.Array, dict[str, Any]]:
+    """Requests as the networks take them: (latents, {} or {"label": labels})."""
+    if not isinstance(requests, Mapping):
+        return requests, {}
+    return requests["latents"], {"label": requests["label"]}
 
 
 def generator(state: State, cfg: Config) -> dict:
     """The generator as samples are made from it: weights and statistics according to `cfg.weights`, `cfg.batch_norm`.
 
     The running statistics belong to the weights of the last steps and not to their average. "standing" estimates them
-    anew, as the mean over 16 batches of 64 fixed latents (Brock et al. 2019, appendix A).
+    anew, as the mean over 16 batches of 64 fixed latents (Brock et al. 2019, appendix A), in all classes as often.
     """
     params = state.ema if cfg.weights == "average" else state.gen.params
     if cfg.batch_norm != "standing":
@@ -417,8 +495,10 @@ def generator(state: State, cfg: Config) -> dict:
     zeros = jax.tree.map(jnp.zeros_like, state.gen.batch_stats)
 
     def add(i, total):
-        z = requests(jax.random.fold_in(jax.random.key(0), i), 64, cfg)
-        _, new = apply(Generator(cfg), params, zeros, z)
+        z, asked = asked_by(requests(jax.random.fold_in(jax.random.key(0), i), 64, cfg))
+        if cfg.conditional:  # on with the class at which the batch before has ended
+            asked = {"label": (asked["label"] + 64 * i) % cfg.classes}
+        _, new = apply(Generator(cfg), params, zeros, z, **asked)
         return jax.tree.map(jnp.add, total, new)
 
     # A loop, because sixteen copies of the generator would take several times as long to compile.
@@ -427,12 +507,15 @@ def generator(state: State, cfg: Config) -> dict:
     return {"params": params, "batch_stats": jax.tree.map(lambda x: x / (16 * layers.BatchNorm.momentum), total)}
 
 
-def sample(variables: dict, z: jax.Array, cfg: Config) -> jax.Array:
-    """Latents (n, latent_dim) to images (n, h, w, c) in [-1, 1]; with batch_norm "batch" they depend on each other."""
-    module = Generator(cfg)
+def sample(variables: dict, requests: Any, cfg: Config) -> jax.Array:
+    """Requests to images (n, h, w, c) in [-1, 1]; with batch_norm "batch" they depend on each other.
+
+    In the place of labels (n,) weights of the classes (n, classes) float may be given, for what lies between them.
+    """
+    module, (z, asked) = Generator(cfg), asked_by(requests)
     if cfg.batch_norm == "batch":
-        return apply(module, variables["params"], variables["batch_stats"], z)[0]
-    return jnp.asarray(module.apply(variables, z, train=False))
+        return apply(module, variables["params"], variables["batch_stats"], z, **asked)[0]
+    return jnp.asarray(module.apply(variables, z, train=False, **asked))
 
 
 def watch(
@@ -468,22 +551,26 @@ def diversity(pictures: np.ndarray) -> float:
 def discriminate(state: State, images: jax.Array, cfg: Config) -> jax.Array:
     """Images (n, h, w, c) in [-1, 1] to logits (n,), each of its image alone: BatchNorm takes its running statistics.
 
-    Those are of real and generated images together, where training normalises each kind by itself.
+    Those are of real and generated images together, where training normalises each kind by itself. If conditional, the
+    logit is the mean over all classes that the image might have been asked for in.
     """
-    return jnp.asarray(Discriminator(cfg).apply(state.disc.variables, images.astype(cfg.param_dtype), train=False))
+    asked: dict[str, Any] = {"label": jnp.full((len(images), cfg.classes), 1 / cfg.classes)} if cfg.classes else {}
+    images = images.astype(cfg.param_dtype)
+    return jnp.asarray(Discriminator(cfg).apply(state.disc.variables, images, train=False, **asked))
 
 
 def first_layer(variables: dict, cfg: Config) -> jax.Array:
     """The generator's first weights, (latent_dim, 16 * channels): what a latent is multiplied with."""
-    return jnp.moveaxis(variables["params"]["project"], 2, 0).reshape(cfg.latent_dim, -1)
+    return jnp.moveaxis(variables["params"]["project"], 2, 0)[: cfg.latent_dim].reshape(cfg.latent_dim, -1)
 
 
-def activations(variables: dict, z: jax.Array, cfg: Config) -> dict[str, jax.Array]:
-    """Latents (n, latent_dim) to the generator's hidden layers after ReLU, "4x4" and so on: (n, 4, 4, channels), ..."""
+def activations(variables: dict, requests: Any, cfg: Config) -> dict[str, jax.Array]:
+    """Requests to the generator's hidden layers after ReLU, "4x4" and so on: (n, 4, 4, channels), ..."""
 
     def is_norm(module: nn.Module, method: str) -> bool:
         return isinstance(module, layers.BatchNorm) and method == "__call__"
 
-    captured: Any = Generator(cfg).apply(variables, z, train=False, capture_intermediates=is_norm)[1]
+    z, asked = asked_by(requests)
+    captured: Any = Generator(cfg).apply(variables, z, train=False, capture_intermediates=is_norm, **asked)[1]
     hidden = [captured["intermediates"][f"norm{i}"]["__call__"][0] for i in range(len(cfg.hidden_channels))]
     return {f"{x.shape[1]}x{x.shape[2]}": x for x in hidden}
