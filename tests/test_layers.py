@@ -277,6 +277,29 @@ def test_grouped_convolutions_of_bfloat16_stay_bfloat16(platform):
     assert_close(short, layers.grouped_conv(x, k, 2), 2e-2)
 
 
+def test_devices_share_the_batch_of_a_grouped_convolution(x64):
+    """To the second derivative the same as on one device, and no picture goes from one to another."""
+    x, k, weight = grouped_operands((DEVICES, 6, 6, 4, 4, 5, 3))
+    mesh = Mesh(np.asarray(jax.devices()[:DEVICES]).reshape(4, 2), ("groups", "batch"))
+    parts, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
+    arguments = [jax.device_put(a, s) for a, s in zip((x, k, weight), (parts, whole, parts), strict=True)]
+
+    def penalty(x, k, weight):
+        def loss(x):
+            return jnp.sum(weight * jnp.tanh(layers.grouped_conv(x, k, 5, "xla")))
+
+        return jnp.sum(jax.grad(loss)(x) ** 2)
+
+    with layers.sharing(mesh):
+        compiled = jax.jit(jax.grad(penalty, (0, 1)), out_shardings=(parts, whole)).lower(*arguments).compile()
+    assert "all-gather" not in compiled.as_text() and "all-reduce" in compiled.as_text()
+    assert_close(compiled(*arguments), jax.jit(jax.grad(penalty, (0, 1)))(x, k, weight), 1e-12)
+    # Three pictures are not cut.
+    with layers.sharing(mesh):
+        three = jax.jit(lambda x, k: layers.grouped_conv(x, k, 5, "xla"))(x[:3], k)
+    assert_close(three, layers.grouped_conv(x[:3], k, 5), 1e-12)
+
+
 def test_grouped_convolutions_inside_loops(x64):
     x, k, weight = grouped_operands(GROUPED[1])
 

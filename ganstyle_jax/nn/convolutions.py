@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ganstyle_jax.nn import cpu
+from ganstyle_jax.nn.devices import by_device
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -361,7 +362,11 @@ def grouped_conv(x: jax.Array, kernel: jax.Array, groups: int, platform: str = "
         return conv(x, kernel, platform)
     if on_cpu(platform):
         return _rounded(_cpu_grouped(groups, len(kernel))[0], x, kernel)
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC, feature_group_count=groups)
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC, feature_group_count=groups)
+
+    return by_device(convolve)(x, kernel)  # else XLA would not cut the batch
 
 
 @functools.cache
