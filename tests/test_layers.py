@@ -1,6 +1,7 @@
 """Convolutions against their formula, XLA's and PyTorch's, to the second derivative; BatchNorm against PyTorch's."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -221,6 +222,94 @@ def test_unknown_platforms_are_named(name):
     x, k, _ = operands(name, SHAPES[0])
     with pytest.raises(ValueError, match=r"platform must be 'auto', 'cpu' or 'xla', got 'tpu'"):
         OPERATIONS[name](x, k, "tpu")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Convolutions within groups
+
+GROUPED = [  # b, h, w, channels of a group in and out, groups, side of the kernel
+    (2, 5, 6, 3, 2, 4, 3),
+    (3, 4, 4, 16, 16, 2, 3),  # both groups in one convolution
+    (2, 6, 4, 16, 16, 6, 3),  # two at a time
+    (2, 4, 6, 12, 12, 5, 3),  # three would be enough, and do not divide five
+    (1, 8, 8, 40, 24, 3, 1),  # one at a time
+    (2, 8, 8, 2, 2, 34, 3),  # more than there are to be convolutions
+    (2, 6, 6, 4, 4, 1, 5),  # no groups
+]
+
+
+def grouped_operands(shape):
+    b, h, w, c, d, groups, p = shape
+    kernel = draw(2, p, p, c, groups * d) / math.sqrt(p * p * c)
+    return draw(1, b, h, w, groups * c), kernel, draw(3, b, h, w, groups * d)
+
+
+@pytest.mark.parametrize("shape", GROUPED)
+def test_grouped_convolutions_match_pytorch_to_the_second_derivative(x64, torch, shape):
+    """Also where XLA has them as one operation."""
+    operands, groups = grouped_operands(shape), shape[5]
+    x, k, weight = (torch.tensor(np.array(a)) for a in operands)
+    x.requires_grad_()
+    k.requires_grad_()
+    y = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), padding="same", groups=groups)
+    y = y.permute(0, 2, 3, 1)
+    first = torch.autograd.grad((weight * torch.tanh(y / 4)).sum(), (x, k), create_graph=True)
+    second = [torch.autograd.grad((g**2).sum(), (x, k), retain_graph=True) for g in first]
+    expected = jax.tree.map(lambda t: t.detach().numpy(), (y, first, tuple(second)))
+    for platform in ("cpu", "xla"):
+        operation = lambda x, k, platform: layers.grouped_conv(x, k, groups, platform)  # noqa: E731
+        assert_close(derivatives(operation, platform)(*operands), expected, 1e-12)
+
+
+def test_a_group_sees_no_other():
+    x, k, _ = grouped_operands(GROUPED[2])
+    y = layers.grouped_conv(x, k, 6)
+    other = layers.grouped_conv(x.at[..., 32:48].add(1), k, 6)
+    changed = np.abs(np.asarray(y - other)).max((0, 1, 2)) > 1e-3
+    assert changed.reshape(6, 16).any(1).tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "xla"])
+def test_grouped_convolutions_of_bfloat16_stay_bfloat16(platform):
+    x, k, _ = grouped_operands(GROUPED[1])
+    short = layers.grouped_conv(x.astype(jnp.bfloat16), k.astype(jnp.bfloat16), 2, platform)
+    assert short.dtype == jnp.bfloat16
+    assert_close(short, layers.grouped_conv(x, k, 2), 2e-2)
+
+
+def test_devices_share_the_batch_of_a_grouped_convolution(x64):
+    """To the second derivative the same as on one device, and no picture goes from one to another."""
+    x, k, weight = grouped_operands((DEVICES, 6, 6, 4, 4, 5, 3))
+    mesh = Mesh(np.asarray(jax.devices()[:DEVICES]).reshape(4, 2), ("groups", "batch"))
+    parts, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
+    arguments = [jax.device_put(a, s) for a, s in zip((x, k, weight), (parts, whole, parts), strict=True)]
+
+    def penalty(x, k, weight):
+        def loss(x):
+            return jnp.sum(weight * jnp.tanh(layers.grouped_conv(x, k, 5, "xla")))
+
+        return jnp.sum(jax.grad(loss)(x) ** 2)
+
+    with layers.sharing(mesh):
+        compiled = jax.jit(jax.grad(penalty, (0, 1)), out_shardings=(parts, whole)).lower(*arguments).compile()
+    assert "all-gather" not in compiled.as_text() and "all-reduce" in compiled.as_text()
+    assert_close(compiled(*arguments), jax.jit(jax.grad(penalty, (0, 1)))(x, k, weight), 1e-12)
+    # Three pictures are not cut.
+    with layers.sharing(mesh):
+        three = jax.jit(lambda x, k: layers.grouped_conv(x, k, 5, "xla"))(x[:3], k)
+    assert_close(three, layers.grouped_conv(x[:3], k, 5), 1e-12)
+
+
+def test_grouped_convolutions_inside_loops(x64):
+    x, k, weight = grouped_operands(GROUPED[1])
+
+    def descend(k, platform):
+        return k - 0.1 * jax.grad(lambda k: jnp.sum(weight * jnp.tanh(layers.grouped_conv(x, k, 2, platform))))(k)
+
+    inside = jax.jit(lambda k: lax.fori_loop(0, 3, lambda _, k: descend(k, "cpu"), k))(k)
+    for _ in range(3):
+        k = jax.jit(descend, static_argnums=1)(k, "xla")
+    assert_close(inside, k, 1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -60,6 +60,11 @@ TINY_METHODS = [
     pytest.param(cyclegan, cyclegan.Config(**TRANSLATION, mode="paired"), id="cyclegan-paired"),
     pytest.param(cyclegan, cyclegan.Config(**TRANSLATION, mode="contrastive", nce_width=8), id="cyclegan-contrastive"),
     pytest.param(r3gan, r3gan.Config(**R3GAN, augment="color,cutout", augment_probability=(0.5, 0.7)), id="r3gan"),
+    pytest.param(
+        r3gan,
+        r3gan.Config(**R3GAN, conditional=True, classes=3, group_size=2, convolution="xla"),
+        id="r3gan-conditional",
+    ),
     pytest.param(small_stylizer, small_stylizer.Config(), id="stylizer"),
     pytest.param(fast_style, FAST_STYLE, id="fast-style"),
     pytest.param(small_prior, small_prior.Config(width=4), id="prior"),
@@ -293,7 +298,7 @@ def assert_close(actual, expected, name):
         assert error <= allowed, f"{name}: {jax.tree_util.keystr(path)} is off by {error}"
 
 
-LONG = ("dcgan-all", "stylegan2", "cyclegan-paired", "cyclegan-contrastive")  # a minute and more to compile
+LONG = ("dcgan-all", "stylegan2", "r3gan", "cyclegan-paired", "cyclegan-contrastive")  # a minute and more to compile
 
 
 @pytest.mark.parametrize(

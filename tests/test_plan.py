@@ -15,7 +15,7 @@ from jax import lax
 
 from ganstyle_jax import cli
 from ganstyle_jax.features import vgg
-from ganstyle_jax.gan import dcgan
+from ganstyle_jax.gan import dcgan, r3gan
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.loop import chips, plan, train
 from ganstyle_jax.loop.kernels import Kernel
@@ -50,6 +50,13 @@ def test_estimate_by_hand():
     with pytest.raises(UserError, match="5e-08 GB of memory, and 6e-08 GB are needed: more chips"):
         plan.check_memory(dataclasses.replace(made, temporary=50), chip, "more chips")
     assert "1 all-reduce" in plan.report(made, chip, "a step")
+
+
+def test_classes_are_planned_for_by_their_number():
+    cfg = r3gan.Config(conditional=True, classes=3)
+    found = {name: plan.imagined(wanted, cfg.classes) for name, wanted in r3gan.sources(cfg).items()}
+    assert found["real"].label_names == ("0", "1", "2") and r3gan.settle(cfg, found).classes == 3
+    assert plan.imagined(r3gan.sources(cfg)["real"]).label_names is None
 
 
 def test_estimate_of_gpus_by_hand():

@@ -84,7 +84,7 @@ def reference(torch):
     import torch_r3gan
 
     def networks(cfg, state):
-        recipe, classes = cfg.recipe, cfg.class_count
+        recipe, classes = cfg.recipe, cfg.classes or 0
         gens = [
             torch_r3gan.Generator(recipe.widths, recipe.blocks, recipe.group_size, recipe.latent_dim, 3, classes)
             for _ in range(2)
@@ -115,7 +115,8 @@ def to_torch(torch, x):
         ({"image_size": 48}, "image_size must be a power of two from 16 to 1024, got 48: take 64"),
         ({"image_size": 0}, "image_size must be a power of two from 16 to 1024, got 0: take 16"),
         ({"channels": 2}, "channels must be 1 or 3, got 2"),
-        ({"classes": 0}, "classes must be at least 1, got 0"),
+        ({"conditional": True, "classes": 0}, "classes must be at least 1, got 0"),
+        ({"classes": 3}, "classes go with conditional, which is off, got 3"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
         ({"blocks": 0}, "blocks must be at least 1, got 0"),
         ({"widths": (8, 8)}, r"widths must be 5 numbers from 1 up, one for each of 4x4 to 64x64 pixels, got \(8, 8\)"),
@@ -159,7 +160,8 @@ def test_a_preset_gives_what_is_not_given():
 )
 def test_presets_have_as_many_weights_as_the_authors_networks(preset, conditional, millions):
     """Counted in their code with 10 classes, and with 1000 for ImageNet."""
-    cfg = r3gan.Config(preset=preset, conditional=conditional, classes=1000 if "imagenet" in preset else 10)
+    classes = (1000 if "imagenet" in preset else 10) if conditional else None
+    cfg = r3gan.Config(preset=preset, conditional=conditional, classes=classes)
     state = jax.eval_shape(lambda key: r3gan.init(key, cfg), KEY)
     counts = [sum(leaf.size for leaf in jax.tree.leaves(part.params)) for part in (state.gen, state.disc)]
     assert tuple(round(count / 1e6, 2) for count in counts) == millions
@@ -174,12 +176,12 @@ def test_settled_from_the_data():
     assert r3gan.settle(cfg, found) == cfg
     assert r3gan.settle(r3gan.Config(width=8), found).recipe == r3gan.Config(width=8).recipe
     assert r3gan.settle(r3gan.Config(), found).classes is None
-    with pytest.raises(UserError, match="classes must be at least the data's 2, got 1"):
-        r3gan.settle(r3gan.Config(conditional=True, classes=1), found)
+    with pytest.raises(UserError, match="classes must be as many as cats has, 2, got 3"):
+        r3gan.settle(r3gan.Config(conditional=True, classes=3), found)
     found["real"] = dataclasses.replace(found["real"], label_names=None)
-    with pytest.raises(UserError, match="conditional needs data in classes, and cats has none"):
+    with pytest.raises(UserError, match="conditional needs pictures in classes, and cats has none"):
         r3gan.settle(r3gan.Config(conditional=True), found)
-    with pytest.raises(ValueError, match="classes must be given"):
+    with pytest.raises(ValueError, match=r"needs labels and a number of classes, got .* and None"):
         r3gan.init(KEY, r3gan.Config(conditional=True))
 
 
@@ -443,21 +445,25 @@ def test_augmentation_comes_with_its_probability():
         assert abs(found - expected) < 4 * math.sqrt(0.25 / 400)
 
 
-def test_a_new_discriminator_hears_of_no_class_less_than_another():
-    """A logit without labels is that of the class that suits best; labels decide which vector is multiplied with."""
+def test_labels_and_what_lies_between_them():
+    """A logit without labels is the mean of all classes'; labels decide which vector is multiplied with."""
     cfg = dataclasses.replace(CONDITIONAL, augment="")
     with jax.enable_x64(True):
         state, images = filled(cfg), pictures(0, 5, cfg)
         disc = r3gan.Discriminator(cfg)
         each = np.stack([r3gan.apply(disc, state.disc.params, images, np.full(5, c)) for c in range(3)], 1)
-        np.testing.assert_allclose(r3gan.discriminate(state, images, cfg), each.max(1), rtol=1e-12)
+        np.testing.assert_allclose(r3gan.discriminate(state, images, cfg), each.mean(1), rtol=1e-12)
         assert (np.ptp(each, axis=1) > 1e-3).all()
         asked = r3gan.requests(KEY, 7, cfg)
         assert asked["label"].tolist() == [0, 1, 2, 0, 1, 2, 0]
         same = {"latents": jnp.repeat(asked["latents"][:1], 3, 0), "label": jnp.arange(3)}
         drawn = np.asarray(r3gan.sample(r3gan.generator(state, cfg), same, cfg))
         assert np.abs(drawn[0] - drawn[1]).max() > 1e-2 and np.abs(drawn).max() <= 1
-        with pytest.raises(ValueError, match="needs a label for each picture, got None"):
+        weights = {"latents": same["latents"], "label": jnp.asarray([[1.0, 0, 0], [0, 1, 0], [0.5, 0.5, 0]])}
+        between = np.asarray(r3gan.sample(r3gan.generator(state, cfg), weights, cfg))
+        np.testing.assert_allclose(between[:2], drawn[:2], rtol=1e-12)
+        assert all(np.abs(between[2] - one).max() > 1e-3 for one in drawn)
+        with pytest.raises(ValueError, match="needs labels and a number of classes, got None and 3"):
             r3gan.sample(r3gan.generator(state, cfg), asked["latents"], cfg)
 
 

@@ -116,6 +116,8 @@ class Config:
             raise ValueError(f"image_size must be a power of two from 16 to 1024, got {size}: take {fits}")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
+        if self.classes is not None and not self.conditional:
+            raise ValueError(f"classes go with conditional, which is off, got {self.classes}: leave them out")
         if self.width is not None and self.widths is not None:
             raise ValueError(f"width must not be given where widths are, got {self.width} and {self.widths}")
         recipe, stages = self.recipe, size.bit_length() - 2
@@ -168,15 +170,6 @@ class Config:
         """(h, w, c) of the pictures."""
         return self.recipe.image_size, self.recipe.image_size, self.channels or 3
 
-    @property
-    def class_count(self) -> int:
-        """0 where it is not conditional. ValueError where nothing says how many there are."""
-        if not self.conditional:
-            return 0
-        if self.classes is None:
-            raise ValueError("classes must be given where there is no data to count them: how many there are, got None")
-        return self.classes
-
     def stage_dtype(self, stage: int):
         """Of the arithmetic of a stage, 0 being the one of 4x4 pixels."""
         recipe = self.recipe
@@ -189,16 +182,23 @@ def sources(cfg: Config) -> dict[str, Wanted]:
 
 
 def settle(cfg: Config, found: Mapping[str, Source]) -> Config:
-    """As many channels and classes as the data has, and all that is the preset's, so that a run says what it was."""
-    real, classes = found["real"], cfg.classes
-    if cfg.conditional:
-        if not real.label_names:
-            raise UserError(f"conditional needs data in classes, and {real.name} has none: give folders, one a class")
-        classes = classes or len(real.label_names)
-        if classes < len(real.label_names):
-            raise UserError(f"classes must be at least the data's {len(real.label_names)}, got {classes}")
+    """As many channels and, if conditional, classes as the data has, and all that is the preset's, for run.json.
+
+    UserError where the classes are not the config's.
+    """
+    real = found["real"]
     recipe = {field.name: getattr(cfg.recipe, field.name) for field in dataclasses.fields(Recipe)}
-    return dataclasses.replace(cfg, **recipe, width=None, channels=real.image_shape[-1], classes=classes)
+    cfg = dataclasses.replace(cfg, **recipe, width=None, channels=real.image_shape[-1])
+    if not cfg.conditional:
+        return cfg
+    if not real.label_names:
+        raise UserError(
+            f"conditional needs pictures in classes, and {real.name} has none: give a folder for each class, or an "
+            ".npz with labels"
+        )
+    if cfg.classes not in (None, len(real.label_names)):
+        raise UserError(f"classes must be as many as {real.name} has, {len(real.label_names)}, got {cfg.classes}")
+    return dataclasses.replace(cfg, classes=len(real.label_names))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,8 +274,20 @@ def _neighbours(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     return before, jnp.pad(jax.lax.slice_in_dim(x, 1, n, axis=axis), pads[1])
 
 
+def class_weights(label: jax.Array | None, cfg: Config) -> jax.Array:
+    """Labels (b,) int, or weights of the classes (b, classes) float, to such weights: one-hot for labels.
+
+    A product with them chooses an embedding, which is differentiated without a scatter: the same bits every time.
+    """
+    if label is None or cfg.classes is None:
+        raise ValueError(f"a conditional network needs labels and a number of classes, got {label} and {cfg.classes}")
+    if jnp.issubdtype(label.dtype, jnp.floating):
+        return label.astype(cfg.param_dtype)
+    return jax.nn.one_hot(label, cfg.classes, dtype=cfg.param_dtype)
+
+
 class Generator(nn.Module):
-    """Latents (b, latent_dim) and labels (b,) int32 or None to pictures (b, s, s, c), about [-1, 1].
+    """Latents (b, latent_dim) and, if conditional, labels as `class_weights` takes them, to pictures (b, s, s, c).
 
     It begins with 4x4 pixels that are learned, each channel times a linear function of the latent.
     """
@@ -287,9 +299,9 @@ class Generator(nn.Module):
         cfg, recipe = self.cfg, self.cfg.recipe
         x = z.astype(cfg.param_dtype)
         if cfg.conditional:
-            shape = (cfg.class_count, recipe.latent_dim)
-            embedding = self.param("embed", _scaled(shape[0]), shape, cfg.param_dtype)
-            x = jnp.concatenate([x, _one_hot(label, cfg) @ embedding], -1)
+            weights = class_weights(label, cfg)
+            shape = (weights.shape[1], recipe.latent_dim)
+            x = jnp.concatenate([x, weights @ self.param("embed", _scaled(shape[0]), shape, cfg.param_dtype)], -1)
         basis = self.param("basis", nn.initializers.normal(1.0), (4, 4, recipe.widths[0]), cfg.param_dtype)
         x = basis * _pointwise(self, "latent", x, recipe.widths[0])[:, None, None]
         for stage, width in enumerate(recipe.widths):
@@ -306,10 +318,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures (b, s, s, c) in [-1, 1] and labels (b,) int32 or None to logits (b,).
+    """Pictures (b, s, s, c) in [-1, 1] and, if conditional, labels as `class_weights` takes them, to logits (b,).
 
-    Conditional, a picture's features are multiplied with a vector of its class (Miyato & Koyama 2018,
-    arXiv:1802.05637, without the term that is the same for all classes); without labels the logit is the largest.
+    If conditional, a picture's features are multiplied with an embedding of its class (Miyato & Koyama 2018,
+    arXiv:1802.05637, eq. 3, without the term that is common to all classes).
     """
 
     cfg: Config
@@ -333,18 +345,10 @@ class Discriminator(nn.Module):
         x = _pointwise(self, "judge", x, recipe.widths[0] if cfg.conditional else 1).astype(cfg.param_dtype)
         if not cfg.conditional:
             return x[:, 0]
-        shape = (cfg.class_count, recipe.widths[0])
+        weights = class_weights(label, cfg)
+        shape = (weights.shape[1], recipe.widths[0])
         embedding = self.param("embed", _scaled(shape[0], shape[1] ** -0.5), shape, cfg.param_dtype)
-        if label is None:
-            return (x @ embedding.T).max(-1)
-        return (x * (_one_hot(label, cfg) @ embedding)).sum(-1)
-
-
-def _one_hot(label: jax.Array | None, cfg: Config) -> jax.Array:
-    """Multiplied with, and not looked up by, because a look-up's gradient is a scatter, slow where it is exact."""
-    if label is None:
-        raise ValueError("a conditional R3GAN needs a label for each picture, got None")
-    return jax.nn.one_hot(label, cfg.class_count, dtype=cfg.param_dtype)
+        return (x * (weights @ embedding)).sum(-1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -529,11 +533,11 @@ def distort(
 
 
 def requests(key: jax.Array, n: int, cfg: Config, examples: Mapping[str, Any] | None = None) -> Any:
-    """Latents (n, latent_dim), N(0, 1); conditional, {"latents": these, "label": (n,) int32}, the classes in turn."""
+    """Latents (n, latent_dim), N(0, 1); if conditional, {"latents": these, "label": (n,) int32}, classes in turn."""
     latents = jax.random.normal(key, (n, cfg.recipe.latent_dim), cfg.param_dtype)
     if not cfg.conditional:
         return latents
-    return {"latents": latents, "label": jnp.arange(n, dtype=jnp.int32) % cfg.class_count}
+    return {"latents": latents, "label": jnp.arange(n, dtype=jnp.int32) % (cfg.classes or 1)}
 
 
 def generator(state: State, cfg: Config) -> dict:
@@ -542,7 +546,10 @@ def generator(state: State, cfg: Config) -> dict:
 
 
 def sample(variables: dict, requests: Any, cfg: Config) -> jax.Array:
-    """What `requests` gives, to pictures (n, s, s, c) in [-1, 1]."""
+    """Requests to pictures (n, s, s, c) in [-1, 1].
+
+    In the place of labels (n,) weights of the classes (n, classes) float may be given, for what lies between them.
+    """
     z, label = _parts(requests)
     return jnp.clip(apply(Generator(cfg), variables["params"], z, label), -1, 1)
 
@@ -577,11 +584,12 @@ def diversity(pictures: np.ndarray) -> float:
 
 
 def discriminate(state: State, images: jax.Array, cfg: Config) -> jax.Array:
-    """Pictures (n, s, s, c) in [-1, 1] to logits (n,); conditional, as the class that suits a picture best.
+    """Pictures (n, s, s, c) in [-1, 1] to logits (n,); if conditional, the mean over all classes.
 
     Only differences of them mean anything: the loss knows no others.
     """
-    return apply(Discriminator(cfg), state.disc.params, images.astype(cfg.param_dtype), None)
+    label = jnp.full((len(images), cfg.classes), 1 / cfg.classes) if cfg.classes else None
+    return apply(Discriminator(cfg), state.disc.params, images.astype(cfg.param_dtype), label)
 
 
 def first_layer(variables: dict, cfg: Config) -> jax.Array:
@@ -590,7 +598,7 @@ def first_layer(variables: dict, cfg: Config) -> jax.Array:
 
 
 def activations(variables: dict, requests: Any, cfg: Config) -> dict[str, jax.Array]:
-    """What `requests` gives, to what the generator's stages give, "4x4" and so on: (n, 4, 4, channels), ..."""
+    """Requests to what the generator's stages give, "4x4" and so on: (n, 4, 4, channels), ..."""
     z, label = _parts(requests)
     captured: Any = Generator(cfg).apply(variables, z, label, mutable=["intermediates"])[1]
     return {name: hidden[0] for name, hidden in captured["intermediates"].items()}

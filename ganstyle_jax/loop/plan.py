@@ -125,7 +125,8 @@ def plan_training(method: ModuleType | Method, cfg: Any, loop: Loop, devices: Se
     method = contract.of(method)
     mesh = mesh_of(devices, loop)
     loop = dataclasses.replace(loop, data_on_device="no", steps_per_dispatch=1)
-    found = {name: imagined(wanted) for name, wanted in method.sources(cfg).items()}
+    classes = getattr(cfg, "classes", None)  # of a conditional method, which there are no pictures to count by
+    found = {name: imagined(wanted, classes) for name, wanted in method.sources(cfg).items()}
     cfg = method.settle(cfg, found)
     feed = Feed(sources.batched(found, method, cfg, loop), loop, mesh)
     key = jax.random.key(loop.seed)
@@ -143,13 +144,14 @@ def plan_training(method: ModuleType | Method, cfg: Any, loop: Loop, devices: Se
     )
 
 
-def imagined(wanted: data.Wanted) -> data.Source:
-    """A set of colour pictures of which there are none, unless grey ones are wanted."""
+def imagined(wanted: data.Wanted, classes: int | None = None) -> data.Source:
+    """A set of colour pictures of which there are none, unless grey ones are wanted; in classes, if so many."""
 
     def unread(i: int) -> dict[str, np.ndarray]:
         raise NotImplementedError("a plan reads no images")
 
-    return data.Source("no images", (*wanted.shape, wanted.channels or 3), np.dtype(np.uint8), None, None, unread)
+    names = None if classes is None else tuple(map(str, range(classes)))
+    return data.Source("no images", (*wanted.shape, wanted.channels or 3), np.dtype(np.uint8), None, names, unread)
 
 
 def plan_lowered(lowered: Any, devices: Sequence[Any], kept: int = 0) -> Plan:

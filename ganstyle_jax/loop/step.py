@@ -120,7 +120,8 @@ def make_advance(
 
         # The key is closed over, not an argument: it is the same for all steps.
         def advance(state, constants, stored, chunk, start, count):
-            with layers.gathering(whole) if loop.shard_state else contextlib.nullcontext():
+            gathering = layers.gathering(whole) if loop.shard_state else contextlib.nullcontext()
+            with gathering, layers.sharing(mesh):
                 return steps(state, constants, stored, chunk, start, count, None)
 
         return jax.jit(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ganstyle_jax.nn import cpu
+from ganstyle_jax.nn.devices import by_device
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -283,14 +284,6 @@ def _conv_kernel_gradient(x: jax.Array, y: jax.Array, size: int) -> jax.Array:
     return cpu.kernel_gradient(x, y, (size, size), (size // 2, size // 2))
 
 
-def grouped_conv(x: jax.Array, kernel: jax.Array, groups: int, platform: str = "auto") -> jax.Array:
-    """`conv` within each of the groups of channels: (b, h, w, c), (p, p, c / groups, d) -> (b, h, w, d).
-
-    torch's Conv2d(c, d, p, padding="same", groups=groups, bias=False). platform: as for `halve`.
-    """
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC, feature_group_count=groups)
-
-
 FEW = 4  # channels, such as a picture's, which fill no vector
 
 
@@ -347,6 +340,63 @@ _cpu_conv_kernel_gradient.defvjp(
     lambda x, y, size: (_cpu_conv_kernel_gradient(x, y, size), (x, y)),
     lambda size, xy, k: (_cpu_conv(xy[1], _flip(k)), _cpu_conv(xy[0], k)),
 )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same convolution within groups of channels
+#
+# XLA's CPU backend has only a naive loop for it, and a slower one for its gradient by the kernel: 5 and 0.5 GFLOP/s on
+# two cores. So it is made of plain convolutions, of as many groups at once as fill the vectors, with zeros between
+# groups in the kernel; its gradient by the kernel of one group at a time, which has nothing to throw away.
+
+FILLED = 32  # channels from which a convolution is fast
+MOST_PARTS = 16  # that a convolution is made of: more take long to compile
+
+
+def grouped_conv(x: jax.Array, kernel: jax.Array, groups: int, platform: str = "auto") -> jax.Array:
+    """`conv` within each of the groups of channels: (b, h, w, c), (p, p, c / groups, d) -> (b, h, w, d).
+
+    torch's Conv2d(c, d, p, padding="same", groups=groups, bias=False). platform: as for `halve`.
+    """
+    if groups == 1:
+        return conv(x, kernel, platform)
+    if on_cpu(platform):
+        return _rounded(_cpu_grouped(groups, len(kernel))[0], x, kernel)
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC, feature_group_count=groups)
+
+    return by_device(convolve)(x, kernel)  # else XLA would not cut the batch
+
+
+@functools.cache
+def _cpu_grouped(groups: int, size: int) -> tuple[cpu.Product, cpu.Product, cpu.Product]:
+    """The convolution by kernels of that size and its transposes, by the input and by the kernel: each other's
+    derivatives."""
+
+    def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        together = min(groups, max(-(-FILLED // kernel.shape[2]), -(-groups // MOST_PARTS)))
+        together = next(n for n in range(together, 0, -1) if groups % n == 0)
+        kernels = [_apart(part, together) for part in jnp.split(kernel, groups // together, 3)]
+        parts = zip(jnp.split(x, groups // together, 3), kernels, strict=True)
+        return jnp.concatenate([_conv(part, kernel) for part, kernel in parts], 3)
+
+    def by_x(y: jax.Array, kernel: jax.Array) -> jax.Array:
+        flipped = kernel[::-1, ::-1].reshape(size, size, kernel.shape[2], groups, -1).transpose(0, 1, 4, 3, 2)
+        return forward(y, flipped.reshape(size, size, flipped.shape[2], -1))
+
+    def by_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
+        pairs = zip(jnp.split(x, groups, 3), jnp.split(y, groups, 3), strict=True)
+        return jnp.concatenate([_conv_kernel_gradient(part, given, size) for part, given in pairs], 3)
+
+    return cpu.with_derivatives(forward, by_x, by_kernel)
+
+
+def _apart(kernel: jax.Array, groups: int) -> jax.Array:
+    """The kernel (p, p, c, d) of groups as that of a plain convolution, (p, p, groups * c, d), zeros between them."""
+    d, nothing = kernel.shape[3] // groups, jnp.zeros_like(kernel)
+    channel = jnp.arange(kernel.shape[3]) // d
+    return jnp.concatenate([jnp.where(channel == i, kernel, nothing) for i in range(groups)], 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -49,6 +49,36 @@ def gathered(params):
     return params if whole is None else lax.with_sharding_constraint(params, whole)
 
 
+_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def sharing(mesh: Mesh) -> Iterator[None]:
+    """Within it, `by_device` knows that all axes of the mesh share the batch, as it does under `jit`."""
+    token = _mesh.set(mesh)
+    try:
+        yield
+    finally:
+        _mesh.reset(token)
+
+
+def by_device(operation: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """An operation on a batch (b, ...) and weights, such that each device computes its own part of the batch.
+
+    For operations of which the compiler does not know that they can be cut along the batch: it would bring the whole
+    batch to every device. The identity without a mesh, or where its devices do not divide the batch.
+    """
+    mesh = _mesh.get()
+
+    def cut(x: jax.Array, weights: jax.Array) -> jax.Array:
+        if mesh is None or mesh.size == 1 or x.shape[0] % mesh.size:
+            return operation(x, weights)
+        batch = PartitionSpec(mesh.axis_names)
+        return jax.shard_map(operation, mesh=mesh, in_specs=(batch, PartitionSpec()), out_specs=batch)(x, weights)
+
+    return cut
+
+
 def global_draw(draw: Callable[[Sequence[int]], jax.Array], shape: Sequence[int], axis_name: str | None) -> jax.Array:
     """This device's part, of the given shape, of a draw for the global batch: the same numbers on any device count.
 

@@ -22,6 +22,7 @@ from ganstyle_jax.nn.convolutions import (
 )
 from ganstyle_jax.nn.devices import (
     axis_size,
+    by_device,
     gathered,
     gathering,
     global_batch,
@@ -29,6 +30,7 @@ from ganstyle_jax.nn.devices import (
     global_normal,
     local_part,
     pmean,
+    sharing,
 )
 from ganstyle_jax.nn.norm import BatchNorm, instance_norm
 
@@ -36,6 +38,7 @@ __all__ = [
     "BatchNorm",
     "axis_size",
     "backend",
+    "by_device",
     "compiling_for",
     "conv",
     "double",
@@ -52,6 +55,7 @@ __all__ = [
     "max_pool",
     "on_cpu",
     "pmean",
+    "sharing",
     "windows",
     "winograd",
     "winograd_kernel",
