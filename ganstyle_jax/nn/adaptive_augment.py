@@ -175,7 +175,8 @@ def warp(images: jax.Array, matrix: jax.Array) -> jax.Array:
     """Pictures (b, s, s, c) seen through (b, 3, 3) of `geometry`, mirrored at their borders.
 
     They are enlarged twofold by the low-pass filter of an orthogonal wavelet, read between their pixels bilinearly, and
-    reduced by the same filter: a matrix that moves whole pixels gives these pixels.
+    reduced by the same filter. A matrix that moves whole pixels gives these pixels; one that mirrors or turns them by
+    right angles does but for a fifth of a pixel, since the filter is not symmetric, as in the authors' code.
     """
     side, dtype = images.shape[1], images.dtype
     enlarging, reducing = (jnp.asarray(m, dtype) for m in _resampling(side))
