@@ -117,7 +117,9 @@ def test_margins_as_the_authors_compute_them_show_the_same(x64, torch):
         seen = (found @ corners)[:, :2].transpose(0, 1).flatten(1)
         margins = torch.cat([-seen, seen]).max(1).values + 6 - half
         margins = margins.clamp(0, SIDE - 1).ceil().int().tolist()
-        theirs = torch_stylegan2.warp(torch_stylegan2.to_nchw(x), found, torch.tensor(ada.SYM6, dtype=torch.float64), margins)
+        theirs = torch_stylegan2.warp(
+            torch_stylegan2.to_nchw(x), found, torch.tensor(ada.SYM6, dtype=torch.float64), margins
+        )
         return np.asarray(ada.transform(jnp.asarray(x), draws)), theirs.numpy().transpose(0, 2, 3, 1)
 
     ours, theirs = both(draws | {"scale": np.array([1, 1.2, 1.5, 2])})
@@ -160,11 +162,15 @@ def test_blit_moves_whole_pixels(x64, moves):
 
 @pytest.mark.parametrize("mirrored, quarters", [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)])
 def test_blit_mirrors_and_turns(x64, mirrored, quarters):
-    """Nearly: the middle of the filter is not quite that of a pixel, so that what is mirrored lies a fifth of one off."""
+    """Nearly: the middle of the filter is not that of a pixel, so that what is mirrored lies a fifth of one off."""
     at = np.linspace(0, 1, 32)
     x = np.stack([np.cos(3 * at[:, None] + 5 * at), np.sin(7 * at[:, None]) * at, at[:, None] ** 2 + 0 * at], -1)
     draws = nothing(1, 32)
-    draws["mirrored"], draws["quarters"], draws["pixels"] = np.array([mirrored]), np.array([quarters]), np.array([[3, -2]])
+    draws["mirrored"], draws["quarters"], draws["pixels"] = (
+        np.array([mirrored]),
+        np.array([quarters]),
+        np.array([[3, -2]]),
+    )
     y = ada.transform(jnp.asarray(x[None]), {name: jnp.asarray(draws[name], float) for name in BLIT})[0]
     np.testing.assert_allclose(y, blitted(x, mirrored, quarters, 3, -2), atol=0.05)
     others = [blitted(x, m, q, 3, -2) for m in (0, 1) for q in range(4) if (m, q) != (mirrored, quarters)]

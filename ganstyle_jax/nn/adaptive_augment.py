@@ -1,4 +1,4 @@
-"""Adaptive discriminator augmentation (Karras et al. 2020, arXiv:2006.10738's neighbour, arXiv:2006.06676).
+"""Adaptive discriminator augmentation (Karras et al. 2020, arXiv:2006.06676).
 
 All that a discriminator sees, real and generated, goes through transformations of which each is applied with
 probability p to each picture by itself. As long as p < 1 leaves enough pictures alone, the generator is not taught to
