@@ -1,13 +1,13 @@
 """StyleGAN2 (Karras et al. 2020, arXiv:1912.04958) with adaptive augmentation (Karras et al. 2020, arXiv:2006.06676).
 
-A latent z becomes a style w by eight (or two) layers. The generator begins with a constant 4x4 picture and never sees z:
-each convolution's input channels are scaled by what w says, and its output channels by what brings their variance back
-to one (`modulated`). Noise lets pixels differ. The pictures of all resolutions are added up. Regularisation is lazy: R1
-every 16th step on the discriminator, the length of paths every 4th on the generator, each an optimizer step of its own.
-What the discriminator sees is augmented, with a probability that follows how far it overfits.
+A latent z becomes a style w by eight (or two) layers. The generator begins with a constant 4x4 picture and never sees
+z: each convolution's input channels are scaled by what w says, and its output channels by what brings their variance
+back to one (`modulated`). Noise lets pixels differ. The pictures of all resolutions are added up. Regularisation is
+lazy: R1 every 16th step on the discriminator, the length of paths every 4th on the generator, each an optimizer step of
+its own. What the discriminator sees is augmented, with a probability that follows how far it overfits.
 
-Differs from the papers, as the authors' later code does (NVlabs/stylegan2-ada-pytorch): the two optimizers' steps follow
-each other, generator first, each with latents of its own; settings follow the picture's size and the batch
+Differs from the papers, as the authors' later code does (NVlabs/stylegan2-ada-pytorch): the steps of the two optimizers
+follow each other, generator first, each with latents of its own; settings follow the size of the pictures and the batch
 (`preset` "auto"). Differs from that code:
 - the groups of `minibatch_deviation` are neighbours in the global batch, where theirs are strided in each device's, and
   as large as the batch can be divided by;
@@ -169,7 +169,10 @@ class Config:
         return CLAMP if self.dtype == "bfloat16" and self.half_levels else None
 
 
-def complete(cfg: Config) -> Config:
+Complete = Any  # a Config in which only r1 and ema_halflife_images may be None, as type checkers cannot know
+
+
+def complete(cfg: Config) -> Complete:
     """With what the preset says in the place of None; of "auto" r1 and ema_halflife_images wait for the batch."""
     said = dict(PRESETS[cfg.preset])
     if cfg.preset == "auto":  # its settings were found for the sizes in between
@@ -178,7 +181,7 @@ def complete(cfg: Config) -> Config:
     return dataclasses.replace(cfg, **{name: x for name, x in said.items() if getattr(cfg, name) is None})
 
 
-def of_the_batch(cfg: Config, batch: int) -> Config:
+def of_the_batch(cfg: Config, batch: int) -> Complete:
     """`complete`, and what follows a global batch of that size: the authors' rules of thumb of "auto"."""
     cfg = complete(cfg)
     r1 = 0.0002 * cfg.image_size**2 / batch if cfg.r1 is None else cfg.r1
@@ -277,7 +280,7 @@ class StyleMapping(nn.Module):
         cfg = self.cfg
         parts = [] if z is None else [normalised(z)]
         if label is not None:
-            one_hot = jax.nn.one_hot(label, cfg.classes, dtype=cfg.param_dtype)
+            one_hot = jax.nn.one_hot(label, complete(cfg).classes, dtype=cfg.param_dtype)
             parts.append(normalised(Dense(self.features, cfg, name="embed")(one_hot)))
         x = jnp.concatenate(parts, 1)
         for i in range(self.depth):
@@ -524,13 +527,13 @@ def optimizer(cfg: Config, which: Literal["generator", "discriminator"]) -> opta
 
 def init(key: jax.Array, cfg: Config) -> State:
     """A new pair of networks."""
-    cfg = complete(cfg)
+    full: Complete = complete(cfg)
     key_map, key_paint, key_disc, key_noise = jax.random.split(key, 4)
     dtype = cfg.param_dtype
     label = jnp.zeros(2, jnp.int32) if cfg.conditional else None
-    z = jnp.zeros((2, cfg.latent_dim), dtype)
-    mapping = StyleMapping(cfg.latent_dim, cfg, cfg.mapping_layers).init(key_map, z, label)["params"]
-    ws = jnp.zeros((2, cfg.styles, cfg.latent_dim), dtype)
+    z = jnp.zeros((2, full.latent_dim), dtype)
+    mapping = StyleMapping(full.latent_dim, cfg, full.mapping_layers).init(key_map, z, label)["params"]
+    ws = jnp.zeros((2, cfg.styles, full.latent_dim), dtype)
     gen = {"mapping": mapping, "synthesis": Synthesis(cfg).init(key_paint, ws, {})["params"]}
     images = jnp.zeros((2, cfg.image_size, cfg.image_size, cfg.channels or 3), dtype)
     disc = Discriminator(cfg).init(key_disc, images, label)["params"]
@@ -540,7 +543,7 @@ def init(key: jax.Array, cfg: Config) -> State:
         disc=Network(disc, optimizer(cfg, "discriminator").init(disc)),
         ema=jax.tree.map(jnp.copy, gen),  # a copy, because the state is donated and no buffer may be donated twice
         noise=jax.tree.map(lambda x: x[0], draw_noise(key_noise, 1, cfg)),
-        w_avg=jnp.zeros(cfg.latent_dim, dtype),
+        w_avg=jnp.zeros(full.latent_dim, dtype),
         path_mean=jnp.zeros((), dtype),
         r1=jnp.zeros((), dtype),
         augment_p=jnp.asarray(cfg.augment_p, dtype),
@@ -555,7 +558,7 @@ def init(key: jax.Array, cfg: Config) -> State:
 def train_step(
     state: State, batch: dict, key: jax.Array, cfg: Config, axis_name: str | None = None
 ) -> tuple[State, dict]:
-    """The generator's update and, every path_interval steps, one of its path lengths; then the discriminator's and R1's.
+    """The generator's update and, every path_interval steps, its path lengths'; then the discriminator's and R1's.
 
     batch["real"]["image"]: (b, s, s, c) float in [-1, 1]; ["label"] (b,) int32 if conditional, which generated pictures
     are asked for with too. Returns the new state and scalar metrics.
@@ -564,23 +567,23 @@ def train_step(
     label = batch["real"]["label"] if cfg.conditional else None
     b = len(real)
     whole = b * layers.axis_size(axis_name)
-    cfg = of_the_batch(cfg, whole)
+    full = of_the_batch(cfg, whole)
     keys = [jax.random.fold_in(key, i) for i in range(4)]
 
-    state, gen_metrics = update_generator(state, b, label, keys[0], cfg, axis_name)
-    if cfg.path_length:
+    state, gen_metrics = update_generator(state, b, label, keys[0], full, axis_name)
+    if full.path_length:
         half = half_of(b, axis_name)
         less = None if label is None else label[::2][:half]
-        state = lazily(cfg.path_interval, regularise_paths, state, half, less, keys[1], cfg, axis_name)
-    state, disc_metrics = update_discriminator(state, real, label, keys[2], cfg, axis_name)
-    if cfg.r1:
-        state = lazily(cfg.r1_interval, regularise_gradients, state, real, label, keys[3], cfg, axis_name)
+        state = lazily(full.path_interval, regularise_paths, state, half, less, keys[1], full, axis_name)
+    state, disc_metrics = update_discriminator(state, real, label, keys[2], full, axis_name)
+    if full.r1:
+        state = lazily(full.r1_interval, regularise_gradients, state, real, label, keys[3], full, axis_name)
 
-    seen = state.step.astype(cfg.param_dtype) * whole if cfg.ema_ramp_up else None
-    ema = layers.ema(state.ema, state.gen.params, cfg.ema_halflife_images, whole, seen)
-    state = state.replace(step=state.step + 1, ema=ema)
-    if cfg.augment == "adaptive":
-        state = adapt(state, whole, cfg)
+    seen = state.step.astype(full.param_dtype) * whole if full.ema_ramp_up else None
+    ema = layers.ema(state.ema, state.gen.params, full.ema_halflife_images, whole, seen)
+    state = dataclasses.replace(state, step=state.step + 1, ema=ema)
+    if full.augment == "adaptive":
+        state = adapt(state, whole, full)
     found = {"penalty/r1": state.r1, "path_length": state.path_mean, "augment_p": state.augment_p}
     return state, gen_metrics | disc_metrics | found
 
@@ -597,7 +600,7 @@ def half_of(b: int, axis_name: str | None) -> int:
     return max(1, b // 2)
 
 
-def draw(key: jax.Array, b: int, cfg: Config, axis_name: str | None = None) -> dict[str, Any]:
+def draw(key: jax.Array, b: int, cfg: Complete, axis_name: str | None = None) -> dict[str, Any]:
     """What b generated pictures are made of: "latents" (b, latent_dim), "noise", and if styles are mixed "others" and
     "cut" (), the first style that is another latent's; the same in all of a step's pictures, as the authors have it."""
     cfg = complete(cfg)
@@ -614,7 +617,7 @@ def draw(key: jax.Array, b: int, cfg: Config, axis_name: str | None = None) -> d
     return found
 
 
-def make(params: Any, drawn: dict[str, Any], label: jax.Array | None, cfg: Config, axis_name: str | None):
+def make(params: Any, drawn: dict[str, Any], label: jax.Array | None, cfg: Complete, axis_name: str | None):
     """(styles (b, styles, latent_dim), the batch's mean style (latent_dim,)) of what was drawn."""
     w = map_styles(params, drawn["latents"], label, cfg)
     ws = jnp.broadcast_to(w[:, None], (len(w), cfg.styles, w.shape[1]))
@@ -626,17 +629,17 @@ def make(params: Any, drawn: dict[str, Any], label: jax.Array | None, cfg: Confi
 
 def remember(state: State, mean: jax.Array) -> State:
     """With the batch's mean style in the average."""
-    return state.replace(w_avg=mean + W_MEMORY * (state.w_avg - mean))
+    return dataclasses.replace(state, w_avg=mean + W_MEMORY * (state.w_avg - mean))
 
 
-def shown(key: jax.Array, images: jax.Array, state: State, cfg: Config, axis_name: str | None) -> jax.Array:
+def shown(key: jax.Array, images: jax.Array, state: State, cfg: Complete, axis_name: str | None) -> jax.Array:
     """What the discriminator sees in the place of the images."""
     if cfg.augment == "none":
         return images
     return adaptive_augment.augment(key, images, state.augment_p, cfg.augment_policy, axis_name)
 
 
-def update_generator(state: State, b: int, label, key, cfg: Config, axis_name: str | None) -> tuple[State, dict]:
+def update_generator(state: State, b: int, label, key, cfg: Complete, axis_name: str | None) -> tuple[State, dict]:
     """One step down the non-saturating loss, of b pictures."""
     key_draw, key_shown = jax.random.split(key)
     drawn = draw(key_draw, b, cfg, axis_name)
@@ -650,10 +653,10 @@ def update_generator(state: State, b: int, label, key, cfg: Config, axis_name: s
 
     (loss, mean), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.gen.params)
     gen = descend(state.gen, gradients, cfg, "generator", axis_name)
-    return remember(state.replace(gen=gen), mean), layers.pmean({"loss/gen": loss}, axis_name)
+    return remember(dataclasses.replace(state, gen=gen), mean), layers.pmean({"loss/gen": loss}, axis_name)
 
 
-def regularise_paths(state: State, b: int, label, key, cfg: Config, axis_name: str | None) -> State:
+def regularise_paths(state: State, b: int, label, key, cfg: Complete, axis_name: str | None) -> State:
     """One step towards styles whose steps move every picture as far (section 3.2), of b pictures.
 
     Of random pictures y of unit length, |J^T y| for the Jacobian J of the picture by its styles, which is its mean
@@ -674,7 +677,7 @@ def regularise_paths(state: State, b: int, label, key, cfg: Config, axis_name: s
 
     gradients, (path_mean, mean) = jax.grad(loss_function, has_aux=True)(state.gen.params)
     gen = descend(state.gen, gradients, cfg, "generator", axis_name)
-    return remember(state.replace(gen=gen, path_mean=path_mean), mean)
+    return remember(dataclasses.replace(state, gen=gen, path_mean=path_mean), mean)
 
 
 def path_lengths(paint: Callable[[jax.Array], jax.Array], ws: jax.Array, project: jax.Array) -> jax.Array:
@@ -684,7 +687,7 @@ def path_lengths(paint: Callable[[jax.Array], jax.Array], ws: jax.Array, project
 
 
 def update_discriminator(
-    state: State, real, label, key, cfg: Config, axis_name: str | None
+    state: State, real, label, key, cfg: Complete, axis_name: str | None
 ) -> tuple[State, dict[str, jax.Array]]:
     """One step down the logistic loss, against new pictures of the generator as it is now."""
     key_draw, key_fake, key_real = jax.random.split(key, 3)
@@ -707,11 +710,11 @@ def update_discriminator(
         "accuracy/fake": (fake_logits <= 0).mean(dtype=loss.dtype),
     }
     disc = descend(state.disc, gradients, cfg, "discriminator", axis_name)
-    state = count_signs(remember(state.replace(disc=disc), mean), real_logits, axis_name)
+    state = count_signs(remember(dataclasses.replace(state, disc=disc), mean), real_logits, axis_name)
     return state, layers.pmean(metrics, axis_name)
 
 
-def regularise_gradients(state: State, real, label, key, cfg: Config, axis_name: str | None) -> State:
+def regularise_gradients(state: State, real, label, key, cfg: Complete, axis_name: str | None) -> State:
     """One step down R1, gamma / 2 |grad D|^2 by real pictures before they are augmented."""
 
     def loss_function(params):
@@ -725,27 +728,29 @@ def regularise_gradients(state: State, real, label, key, cfg: Config, axis_name:
 
     gradients, (squared, logits) = jax.grad(loss_function, has_aux=True)(state.disc.params)
     disc = descend(state.disc, gradients, cfg, "discriminator", axis_name)
-    return count_signs(state.replace(disc=disc, r1=layers.pmean(squared, axis_name)), logits, axis_name)
+    return count_signs(dataclasses.replace(state, disc=disc, r1=layers.pmean(squared, axis_name)), logits, axis_name)
 
 
 def count_signs(state: State, logits: jax.Array, axis_name: str | None) -> State:
     """With the signs of the real pictures' logits added up, and how many they are."""
     count = len(logits) * layers.axis_size(axis_name)
     total = layers.pmean(jnp.sign(logits).mean(), axis_name) * count
-    return state.replace(signs=state.signs + jnp.stack([total, jnp.asarray(count, total.dtype)]))
+    return dataclasses.replace(state, signs=state.signs + jnp.stack([total, jnp.asarray(count, total.dtype)]))
 
 
-def adapt(state: State, batch: int, cfg: Config) -> State:
+def adapt(state: State, batch: int, cfg: Complete) -> State:
     """After every augment_interval steps, the probability moved by what the signs since then were on average."""
     sign = state.signs[0] / jnp.maximum(state.signs[1], 1)
     images, now = batch * cfg.augment_interval, state.step % cfg.augment_interval == 0
     p = adaptive_augment.adjusted(state.augment_p, sign, cfg.augment_target, images, cfg.augment_speed_images)
-    return state.replace(
-        augment_p=jnp.where(now, p, state.augment_p), signs=jnp.where(now, jnp.zeros_like(state.signs), state.signs)
+    return dataclasses.replace(
+        state,
+        augment_p=jnp.where(now, p, state.augment_p),
+        signs=jnp.where(now, jnp.zeros_like(state.signs), state.signs),
     )
 
 
-def descend(network: Network, gradients, cfg: Config, which, axis_name: str | None) -> Network:
+def descend(network: Network, gradients, cfg: Complete, which, axis_name: str | None) -> Network:
     """One optimizer step. Under `pmap` the gradients are averaged here, and nowhere else."""
     gradients = layers.pmean(gradients, axis_name)
     updates, opt_state = optimizer(cfg, which).update(gradients, network.opt_state, network.params)
@@ -759,9 +764,12 @@ def descend(network: Network, gradients, cfg: Config, which, axis_name: str | No
 def requests(key: jax.Array, n: int, cfg: Config, examples: Mapping[str, Any] | None = None) -> Any:
     """Latents (n, latent_dim), N(0, 1); if conditional {"latents": ..., "label": (n,) int32}, the classes in turn."""
     latents = jax.random.normal(key, (n, complete(cfg).latent_dim), cfg.param_dtype)
-    if not cfg.conditional:
-        return latents
-    return {"latents": latents, "label": jnp.arange(n, dtype=jnp.int32) % cfg.classes}
+    return {"latents": latents, "label": in_turn(n, cfg)} if cfg.conditional else latents
+
+
+def in_turn(n: int, cfg: Complete) -> jax.Array:
+    """The classes 0, 1, ... again and again, (n,) int32."""
+    return jnp.arange(n, dtype=jnp.int32) % cfg.classes
 
 
 def generator(state: State, cfg: Config) -> dict:
@@ -779,7 +787,7 @@ def to_w(variables: dict, requests: Any, cfg: Config) -> jax.Array:
     """Requests to styles (n, styles, latent_dim), truncated towards the average by `cfg.truncation` (psi)."""
     latents, label = (requests["latents"], requests["label"]) if isinstance(requests, Mapping) else (requests, None)
     if cfg.conditional and label is None:
-        label = jnp.arange(len(latents), dtype=jnp.int32) % cfg.classes
+        label = in_turn(len(latents), cfg)
     w = map_styles(variables["params"], latents, label if cfg.conditional else None, cfg)
     if cfg.truncation != 1:
         w = variables["w_avg"] + cfg.truncation * (w - variables["w_avg"])
@@ -817,7 +825,7 @@ def mix(variables: dict, latents_a: Any, latents_b: Any, cfg: Config, layers: It
 def watch(
     metrics: Mapping[str, float], pictures: np.ndarray, real: Mapping[str, Any]
 ) -> tuple[dict[str, float], str | None]:
-    """How much samples differ from each other, 1 being as much as real pictures; what looks like collapse or overfit."""
+    """How much samples differ from each other, 1 being as much as real pictures; what looks like collapse."""
     relative = diversity(pictures) / max(diversity(real["real"]["image"]), 1e-6)
     p, warning = metrics.get("augment_p", 0.0), None
     if relative < 0.1:
@@ -856,7 +864,7 @@ def discriminate(state: State, images: jax.Array, cfg: Config) -> jax.Array:
         labels = jnp.broadcast_to(label, (len(images),))
         return jnp.asarray(module.apply({"params": state.disc.params}, images, labels))
 
-    return lax.map(of_class, jnp.arange(cfg.classes, dtype=jnp.int32)).max(0)
+    return lax.map(of_class, jnp.arange(complete(cfg).classes, dtype=jnp.int32)).max(0)
 
 
 def first_layer(variables: dict, cfg: Config) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Adaptive discriminator augmentation (Karras et al. 2020, arXiv:2006.10738's neighbour, arXiv:2006.06676).
+"""Adaptive discriminator augmentation (Karras et al. 2020, arXiv:2006.06676).
 
 All that a discriminator sees, real and generated, goes through transformations of which each is applied with
 probability p to each picture by itself. As long as p < 1 leaves enough pictures alone, the generator is not taught to
@@ -175,7 +175,8 @@ def warp(images: jax.Array, matrix: jax.Array) -> jax.Array:
     """Pictures (b, s, s, c) seen through (b, 3, 3) of `geometry`, mirrored at their borders.
 
     They are enlarged twofold by the low-pass filter of an orthogonal wavelet, read between their pixels bilinearly, and
-    reduced by the same filter: a matrix that moves whole pixels gives these pixels.
+    reduced by the same filter. A matrix that moves whole pixels gives these pixels; one that mirrors or turns them by
+    right angles does but for a fifth of a pixel, since the filter is not symmetric, as in the authors' code.
     """
     side, dtype = images.shape[1], images.dtype
     enlarging, reducing = (jnp.asarray(m, dtype) for m in _resampling(side))

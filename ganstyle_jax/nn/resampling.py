@@ -49,8 +49,10 @@ def _shifted(x: jax.Array, by: int, axis: int) -> jax.Array:
     pads = [(0, 0)] * x.ndim
     pads[axis] = (0, 1) if by > 0 else (1, 0)
     n = x.shape[axis]
-    return lax.slice_in_dim(jnp.pad(x, pads), 1, n + 1, axis=axis) if by > 0 else lax.slice_in_dim(
-        jnp.pad(x, pads), 0, n, axis=axis
+    return (
+        lax.slice_in_dim(jnp.pad(x, pads), 1, n + 1, axis=axis)
+        if by > 0
+        else lax.slice_in_dim(jnp.pad(x, pads), 0, n, axis=axis)
     )
 
 
