@@ -3,8 +3,8 @@
 Paper: conditional GAN (Mirza & Osindero 2014, arXiv:1411.1784) with a projection discriminator (Miyato & Koyama 2018,
     arXiv:1802.05637); neither has a figure for glyphs.
 Data: glyphs of 32 pixels, digits on black, drawn once; the reader of glyphs that ships reads the samples.
-Hardware and time: one core of two, beside other work; see the record.
-Expected: docs/measured.md, "Classes".
+Hardware and time: 84 s of one core of an AMD EPYC, measuring included.
+Expected: 91.3, 99.1 and 99.5 % read as asked for after 1,000, 2,000 and 3,000 steps, of the worst class 98.2 % then.
 Command: python experiments/conditional_glyphs.py
 
 Every class is asked for as often. A sample counts as what it was asked for if that is the likeliest of the characters
@@ -45,7 +45,7 @@ CONFIG = dcgan.Config(
 )
 LOOP = train.Loop(
     run_dir=Path("runs/conditional_glyphs"),
-    steps=6_000,
+    steps=3_000,
     batch_size=32,
     checkpoint_every=1_000,
     keep_every=1_000,
@@ -58,7 +58,7 @@ def main(
     kind: str = "glyphs:digits:night",
     glyphs: int = 50_000,
     seeds: tuple[int, ...] = (0,),
-    measure_at: tuple[int, ...] = (1_000, 2_000, 3_000, 4_000, 5_000, 6_000),
+    measure_at: tuple[int, ...] = (1_000, 2_000, 3_000),
     of_each: int = 500,
     json: Path | None = Path("conditional_glyphs.json"),
     loop: train.Loop = LOOP,
