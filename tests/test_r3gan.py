@@ -1,6 +1,7 @@
 """R3GAN against PyTorch, forward, penalties and whole steps, and what its settings mean."""
 
 import dataclasses
+import json
 import math
 import typing
 from functools import partial
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import load_script
 
 from ganstyle_jax.data import Source
 from ganstyle_jax.gan import r3gan
@@ -499,3 +501,15 @@ def test_watch_sees_collapse():
     less = 0.3 * rng.normal(size=(16, 8, 8, 3))
     assert r3gan.watch({"accuracy": 0.8}, less, real)[1] is None
     assert "right about 1.000" in r3gan.watch({"accuracy": 1.0}, less, real)[1]
+
+
+@pytest.mark.slow
+def test_the_benchmark_times_what_agrees(torch, tmp_path, monkeypatch):
+    script = load_script("bench/r3gan")
+    bench = script.Bench(16, 2, batch_size=2, rounds=2, steps=1, threads=1, json=tmp_path / "r3gan.json")
+    record = script.main(bench)
+    assert json.loads(bench.json.read_text())["ratio"] == record["ratio"] > 0
+    assert [len(times) for times in record["seconds"].values()] == [2, 2, 2]
+    monkeypatch.setattr(losses, "relativistic", lambda a, b: jax.nn.softplus(a - b))
+    with pytest.raises(UserError, match="of the first step is"):
+        script.main(dataclasses.replace(bench, batch_size=3))
