@@ -83,7 +83,8 @@ def main(bench: Bench) -> dict[str, Any]:
             shape = (recipe.widths, recipe.blocks, recipe.group_size)
             gen = torch_r3gan.Generator(*shape, recipe.latent_dim, 3)
             disc = torch_r3gan.Discriminator(*shape, 3)
-            for network, params in ((gen, state.gen.params), (disc, state.disc.params)):
+            networks: list[tuple[Any, Any]] = [(gen, state.gen.params), (disc, state.disc.params)]
+            for network, params in networks:
                 torch_r3gan.load(network, named(params))
                 network.to(memory_format=layout)
             pairs = {name: getattr(recipe, name) for name in r3gan.SCHEDULED}
