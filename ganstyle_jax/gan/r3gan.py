@@ -598,7 +598,7 @@ def first_layer(variables: dict, cfg: Config) -> jax.Array:
 
 
 def activations(variables: dict, requests: Any, cfg: Config) -> dict[str, jax.Array]:
-    """Requests to what the generator's stages give, "4x4" and so on: (n, 4, 4, channels), ..."""
+    """Requests to the absolute values of what the generator's stages give, "4x4" and so on: (n, 4, 4, channels), ..."""
     z, label = _parts(requests)
     captured: Any = Generator(cfg).apply(variables, z, label, mutable=["intermediates"])[1]
-    return {name: hidden[0] for name, hidden in captured["intermediates"].items()}
+    return {name: jnp.abs(x).astype(cfg.param_dtype) for name, (x,) in captured["intermediates"].items()}
