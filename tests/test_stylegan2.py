@@ -564,6 +564,11 @@ def test_classes_change_pictures_and_are_asked_for_in_turn():
     drawn = np.asarray(stylegan2.sample(variables, same, cfg))
     np.testing.assert_allclose(drawn[0], drawn[3], atol=1e-5)
     assert np.abs(drawn[0] - drawn[1]).max() > 0.01
+    weights = stylegan2.class_weights(asked["label"], cfg)
+    np.testing.assert_array_equal(weights, np.eye(3)[[0, 1, 2, 0, 1, 2, 0]])
+    np.testing.assert_allclose(stylegan2.sample(variables, same | {"label": weights}, cfg), drawn, atol=1e-5)
+    half = stylegan2.sample(variables, same | {"label": jnp.full((7, 3), 0.5)}, cfg)  # between classes
+    assert min(np.abs(half[0] - drawn[i]).max() for i in range(3)) > 0.01
     np.testing.assert_allclose(  # latents alone: the classes in turn
         stylegan2.sample(variables, same["latents"], cfg), drawn, atol=1e-5
     )
