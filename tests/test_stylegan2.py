@@ -654,13 +654,12 @@ def test_bfloat16_stays_near_float32():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_a_step_in_bfloat16_stays_near_one_in_float32(platform):
-    """With both penalties and every augmentation, also in the form that other platforms have."""
+def test_a_step_in_bfloat16_stays_near_one_in_float32():
+    """With both penalties and every augmentation, in the form that GPUs have."""
     cfg = dataclasses.replace(TINY, augment_policy=EVERYTHING, augment_p=0.5, r1=1.0, ema_halflife_images=20.0)
     state, batch = a_state(cfg), {"real": {"image": pictures(0, BATCH)}}
     found = []
-    with layers.compiling_for(platform):
+    with layers.compiling_for("gpu"):
         for dtype in ("float32", "bfloat16"):
             used = dataclasses.replace(cfg, dtype=dtype)
             step = jax.jit(lambda state, batch, used=used: stylegan2.train_step(state, batch, KEY, used))
