@@ -421,6 +421,31 @@ def test_the_filters_are_those_of_their_definitions(x64):
     np.testing.assert_allclose(resampling.blur(jnp.asarray(x), 2, 3.0), 3 * filtered(x, 2, 2), atol=1e-14)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_resampling_convolutions_have_the_same_derivatives_everywhere(x64, transposed):
+    """As on GPUs and CPUs, and as XLA differentiates them: values, gradients and theirs."""
+    rng = np.random.default_rng(0)
+    x, kernel = jnp.asarray(rng.normal(size=(2, 8, 8, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 5)))
+    run = resampling.double_and_convolve if transposed else resampling.convolve_and_halve
+
+    def everything(platform):
+        def value(x, kernel):
+            return jnp.sum(jnp.sin(run(x, kernel, platform)))
+
+        def slope(x, kernel):
+            by_x, by_kernel = jax.grad(value, (0, 1))(x, kernel)
+            return jnp.sum(by_x**2) + jnp.sum(jnp.sin(by_kernel))
+
+        return jax.jit(jax.value_and_grad(slope, (0, 1)))(x, kernel)
+
+    expected = jax.tree.leaves(everything("xla"))
+    with layers.compiling_for("gpu"):
+        on_gpu = everything("auto")
+    for found in (jax.tree.leaves(everything("cpu")), jax.tree.leaves(on_gpu)):
+        for a, e in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("convolution", ["cpu", "xla"])
 def test_resampling_convolutions_are_each_others_transposes(x64, convolution):
     rng = np.random.default_rng(0)
@@ -564,6 +589,11 @@ def test_classes_change_pictures_and_are_asked_for_in_turn():
     drawn = np.asarray(stylegan2.sample(variables, same, cfg))
     np.testing.assert_allclose(drawn[0], drawn[3], atol=1e-5)
     assert np.abs(drawn[0] - drawn[1]).max() > 0.01
+    weights = stylegan2.class_weights(asked["label"], cfg)
+    np.testing.assert_array_equal(weights, np.eye(3)[[0, 1, 2, 0, 1, 2, 0]])
+    np.testing.assert_allclose(stylegan2.sample(variables, same | {"label": weights}, cfg), drawn, atol=1e-5)
+    half = stylegan2.sample(variables, same | {"label": jnp.full((7, 3), 0.5)}, cfg)  # between classes
+    assert min(np.abs(half[0] - drawn[i]).max() for i in range(3)) > 0.01
     np.testing.assert_allclose(  # latents alone: the classes in turn
         stylegan2.sample(variables, same["latents"], cfg), drawn, atol=1e-5
     )
@@ -621,6 +651,24 @@ def test_bfloat16_stays_near_float32():
     for one, other in (drawn, logits):
         assert other.dtype == np.float32
         assert 0 < distance(other, one) < 0.03  # 8 bits through a dozen layers
+
+
+@pytest.mark.slow
+def test_a_step_in_bfloat16_stays_near_one_in_float32():
+    """With both penalties and every augmentation, in the form that GPUs have."""
+    cfg = dataclasses.replace(TINY, augment_policy=EVERYTHING, augment_p=0.5, r1=1.0, ema_halflife_images=20.0)
+    state, batch = a_state(cfg), {"real": {"image": pictures(0, BATCH)}}
+    found = []
+    with layers.compiling_for("gpu"):
+        for dtype in ("float32", "bfloat16"):
+            used = dataclasses.replace(cfg, dtype=dtype)
+            step = jax.jit(lambda state, batch, used=used: stylegan2.train_step(state, batch, KEY, used))
+            after, metrics = step(state, batch)
+            assert all(np.isfinite(x).all() for x in jax.tree.leaves((after, metrics)))
+            assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves((after, metrics)))
+            found.append([metrics[name] for name in ("loss/gen", "loss/disc", "penalty/r1", "path_length")])
+    np.testing.assert_allclose(found[1], found[0], rtol=0.1)
+    assert found[0] != found[1]
 
 
 def test_large_weights_and_styles_do_not_leave_bfloat16s_precision():

@@ -268,8 +268,15 @@ def normalised(x: jax.Array) -> jax.Array:
     return x * lax.rsqrt(jnp.mean(x**2, 1, keepdims=True) + 1e-8)
 
 
+def class_weights(label: jax.Array, cfg: Config) -> jax.Array:
+    """Labels (b,) int, or weights of the classes (b, classes) float, to such weights: 1 of a label's class, else 0."""
+    if jnp.issubdtype(label.dtype, jnp.floating):
+        return label.astype(cfg.param_dtype)
+    return jax.nn.one_hot(label, complete(cfg).classes, dtype=cfg.param_dtype)
+
+
 class StyleMapping(nn.Module):
-    """Latents (b, n), labels (b,) or both to styles (b, features)."""
+    """Latents (b, n), labels as `class_weights` takes them, or both to styles (b, features)."""
 
     features: int
     cfg: Config
@@ -280,8 +287,7 @@ class StyleMapping(nn.Module):
         cfg = self.cfg
         parts = [] if z is None else [normalised(z)]
         if label is not None:
-            one_hot = jax.nn.one_hot(label, complete(cfg).classes, dtype=cfg.param_dtype)
-            parts.append(normalised(Dense(self.features, cfg, name="embed")(one_hot)))
+            parts.append(normalised(Dense(self.features, cfg, name="embed")(class_weights(label, cfg))))
         x = jnp.concatenate(parts, 1)
         for i in range(self.depth):
             x = Dense(self.features, cfg, rate=0.01, activate=True, name=f"fc{i}")(x)

@@ -8,14 +8,12 @@ On CPUs the convolution of stride 2, its transpose and its derivative by the ker
 of the others, because XLA's own are slow there (see `nn.cpu`); the filter is a sum of shifted pictures everywhere.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ganstyle_jax.nn import cpu
-from ganstyle_jax.nn.convolutions import on_cpu
+from ganstyle_jax.nn.convolutions import backend, on_cpu
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 SIDES = (1, 2)  # axes of rows and columns
@@ -75,7 +73,9 @@ def convolve_and_halve(x: jax.Array, kernel: jax.Array, platform: str = "auto") 
     platform: as for `layers.halve`.
     """
     x = blur(x, 2)
-    return _rounded(_cpu_down, x, kernel) if on_cpu(platform) else _down(x, kernel)
+    if on_cpu(platform):
+        return _rounded(_cpu_down, x, kernel)
+    return _gpu_down(x, kernel) if platform == "auto" and backend() == "gpu" else _down(x, kernel)
 
 
 def double_and_convolve(x: jax.Array, kernel: jax.Array, platform: str = "auto") -> jax.Array:
@@ -85,7 +85,10 @@ def double_and_convolve(x: jax.Array, kernel: jax.Array, platform: str = "auto")
     up for the zeros between pixels.
     """
     kernel = kernel.swapaxes(2, 3)  # of `down`, whose transpose this is
-    y = _rounded(_cpu_up, x, kernel) if on_cpu(platform) else _up(x, kernel)
+    if on_cpu(platform):
+        y = _rounded(_cpu_up, x, kernel)
+    else:
+        y = (_gpu_up if platform == "auto" and backend() == "gpu" else _up)(x, kernel)
     return blur(y, 1, gain=4.0)
 
 
@@ -108,6 +111,17 @@ def _up(y: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(y, turned, (1, 1), pads, lhs_dilation=(2, 2), dimension_numbers=_NHWC)
 
 
+def _by_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The derivative of sum(y * _down(x, kernel)) by the kernel: (3, 3, c, d)."""
+    kernel = jax.ShapeDtypeStruct((3, 3, x.shape[3], y.shape[3]), x.dtype)
+    return jax.linear_transpose(lambda kernel: _down(x, kernel), kernel)(y)[0]
+
+
+# On GPUs cuDNN has an operation for each of the three, to which XLA brings them from these forms, and not `_up`'s own
+# derivative by the kernel.
+_gpu_down, _gpu_up, _ = cpu.with_derivatives(_down, _up, _by_kernel)
+
+
 def _fast_up(y: jax.Array, kernel: jax.Array) -> jax.Array:
     """Pixels of even and of odd rows and columns meet each their own part of the kernel: four convolutions."""
     (b, h, w, _), c = y.shape, kernel.shape[2]
@@ -126,5 +140,8 @@ def _fast_down(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return cpu.convolve(x, kernel, stride=(2, 2))
 
 
-_by_kernel = functools.partial(cpu.kernel_gradient, size=(3, 3), stride=2)
-_cpu_down, _cpu_up, _ = cpu.with_derivatives(_fast_down, _fast_up, lambda x, y: _by_kernel(x, y))
+def _fast_by_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
+    return cpu.kernel_gradient(x, y, (3, 3), stride=2)
+
+
+_cpu_down, _cpu_up, _ = cpu.with_derivatives(_fast_down, _fast_up, _fast_by_kernel)
