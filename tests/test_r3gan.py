@@ -15,7 +15,7 @@ from scripts import load_script
 from ganstyle_jax.data import Source
 from ganstyle_jax.gan import r3gan
 from ganstyle_jax.io.files import UserError
-from ganstyle_jax.nn import layers, losses
+from ganstyle_jax.nn import layers, losses, resampling
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -277,10 +277,10 @@ def test_resampling_against_pytorch(torch, x64):
 
     x = np.random.default_rng(0).normal(size=(2, 6, 8, 3))
     there = to_torch(torch, x)
-    np.testing.assert_allclose(r3gan.enlarge(jnp.asarray(x)), nhwc(torch_r3gan.filtered(there, True)), atol=1e-14)
-    np.testing.assert_allclose(r3gan.shrink(jnp.asarray(x)), nhwc(torch_r3gan.filtered(there, False)), atol=1e-14)
+    np.testing.assert_allclose(resampling.enlarge(jnp.asarray(x)), nhwc(torch_r3gan.filtered(there, True)), atol=1e-14)
+    np.testing.assert_allclose(resampling.reduce(jnp.asarray(x)), nhwc(torch_r3gan.filtered(there, False)), atol=1e-14)
     small = np.random.default_rng(1).normal(size=(2, 3, 4, 3))
-    a, b = np.vdot(r3gan.shrink(jnp.asarray(x)), small), np.vdot(x, r3gan.enlarge(jnp.asarray(small)))
+    a, b = np.vdot(resampling.reduce(jnp.asarray(x)), small), np.vdot(x, resampling.enlarge(jnp.asarray(small)))
     np.testing.assert_allclose(4 * a, b, rtol=1e-12)  # each other's transpose, up to the sum of the filter
 
 

@@ -33,6 +33,7 @@ from ganstyle_jax.data import Wanted
 from ganstyle_jax.io import images
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.nn import augment, layers, losses
+from ganstyle_jax.nn.samples import diversity
 from ganstyle_jax.nn.translation import SMALLEST, Params, PatchDiscriminator, ResNetGenerator, UNetGenerator
 
 Direction = Literal["a2b", "b2a"]
@@ -631,8 +632,3 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
     x, y = (pictures @ images.LUMA for pictures in (x, y))
     x, y = (luma - luma.mean((1, 2), keepdims=True) for luma in (x, y))
     return float(((x * y).mean((1, 2)) / np.maximum(x.std((1, 2)) * y.std((1, 2)), 1e-9)).mean())
-
-
-def diversity(pictures: np.ndarray) -> float:
-    """How much the pictures of a batch differ: each value's standard deviation over the batch, on average."""
-    return float(pictures.std(axis=0).mean())

@@ -31,8 +31,9 @@ import optax
 from jax import lax
 
 from ganstyle_jax.data import Source, Wanted
-from ganstyle_jax.io.files import UserError
-from ganstyle_jax.nn import augment, layers, losses
+from ganstyle_jax.nn import augment, classes, layers, losses
+from ganstyle_jax.nn.classes import class_weights
+from ganstyle_jax.nn.samples import diversity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,17 +143,8 @@ def sources(cfg: Config) -> dict[str, Wanted]:
 def settle(cfg: Config, found: Mapping[str, Source]) -> Config:
     """As many channels and, if conditional, classes as the data has. UserError where these are not the config's."""
     real = found["real"]
-    cfg = dataclasses.replace(cfg, channels=real.image_shape[-1])
-    if not cfg.conditional:
-        return cfg
-    if not real.label_names:
-        raise UserError(
-            f"conditional needs pictures in classes, and {real.name} has none: give a folder for each class, or an "
-            ".npz with labels"
-        )
-    if cfg.classes not in (None, len(real.label_names)):
-        raise UserError(f"classes must be as many as {real.name} has, {len(real.label_names)}, got {cfg.classes}")
-    return dataclasses.replace(cfg, classes=len(real.label_names))
+    count = classes.settled(cfg.conditional, cfg.classes, real)
+    return dataclasses.replace(cfg, channels=real.image_shape[-1], classes=count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,18 +175,6 @@ class Double(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", _normal, (4, 4, x.shape[-1], self.features), self.cfg.param_dtype)
         return layers.double(x, kernel.astype(x.dtype), self.cfg.convolution)
-
-
-def class_weights(label: jax.Array | None, cfg: Config) -> jax.Array:
-    """Labels (b,) int, or weights of the classes (b, classes) float, to such weights: one-hot for labels.
-
-    A sum by them chooses a class' weights, and is differentiated without a scatter: the same bits every time.
-    """
-    if label is None or cfg.classes is None:
-        raise ValueError(f"a conditional network needs labels and a number of classes, got {label} and {cfg.classes}")
-    if jnp.issubdtype(label.dtype, jnp.floating):
-        return label.astype(cfg.param_dtype)
-    return jax.nn.one_hot(label, cfg.classes, dtype=cfg.param_dtype)
 
 
 class Generator(nn.Module):
@@ -532,11 +512,6 @@ def watch(
             "--augment color,translation, --instance-noise 0.1, --r1 1, or a lower --generator-learning-rate"
         )
     return {"diversity": round(relative, 4)}, warning
-
-
-def diversity(pictures: np.ndarray) -> float:
-    """How much the pictures of a batch differ: each value's standard deviation over the batch, on average."""
-    return float(np.asarray(pictures, np.float64).std(axis=0).mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

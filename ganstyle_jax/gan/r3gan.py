@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ganstyle_jax.data import Source, Wanted
-from ganstyle_jax.io.files import UserError
-from ganstyle_jax.nn import augment, layers, losses
+from ganstyle_jax.nn import augment, classes, layers, losses, resampling
+from ganstyle_jax.nn.classes import class_weights
+from ganstyle_jax.nn.samples import diversity
 
 Pair = tuple[float, float]
 
@@ -188,17 +189,8 @@ def settle(cfg: Config, found: Mapping[str, Source]) -> Config:
     """
     real = found["real"]
     recipe = {field.name: getattr(cfg.recipe, field.name) for field in dataclasses.fields(Recipe)}
-    cfg = dataclasses.replace(cfg, **recipe, width=None, channels=real.image_shape[-1])
-    if not cfg.conditional:
-        return cfg
-    if not real.label_names:
-        raise UserError(
-            f"conditional needs pictures in classes, and {real.name} has none: give a folder for each class, or an "
-            ".npz with labels"
-        )
-    if cfg.classes not in (None, len(real.label_names)):
-        raise UserError(f"classes must be as many as {real.name} has, {len(real.label_names)}, got {cfg.classes}")
-    return dataclasses.replace(cfg, classes=len(real.label_names))
+    count = classes.settled(cfg.conditional, cfg.classes, real)
+    return dataclasses.replace(cfg, **recipe, width=None, channels=real.image_shape[-1], classes=count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,48 +236,6 @@ class Block(nn.Module):
         return nn.leaky_relu(x + bias.astype(x.dtype), 0.2)
 
 
-def enlarge(x: jax.Array) -> jax.Array:
-    """(b, h, w, c) -> (b, 2h, 2w, c) by [1, 3, 3, 1] / 4 in both dimensions, zeros around."""
-    for axis in (1, 2):
-        before, after = _neighbours(x, axis)
-        pair = jnp.stack([3 * x + before, 3 * x + after], axis + 1) / 4
-        x = pair.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
-    return x
-
-
-def shrink(x: jax.Array) -> jax.Array:
-    """(b, h, w, c) -> (b, h/2, w/2, c) by [1, 3, 3, 1] / 8 in both dimensions, zeros around.
-
-    A quarter of the transpose of `enlarge`.
-    """
-    for axis in (1, 2):
-        pair = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
-        first, second = (jnp.take(pair, i, axis + 1) for i in (0, 1))
-        x = (3 * (first + second) + _neighbours(second, axis)[0] + _neighbours(first, axis)[1]) / 8
-    return x
-
-
-def _neighbours(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """At each place what lies before it and what lies after it along an axis, 0 outside."""
-    n = x.shape[axis]
-    pads = [[(0, 0)] * x.ndim for _ in range(2)]
-    pads[0][axis], pads[1][axis] = (1, 0), (0, 1)
-    before = jnp.pad(jax.lax.slice_in_dim(x, 0, n - 1, axis=axis), pads[0])
-    return before, jnp.pad(jax.lax.slice_in_dim(x, 1, n, axis=axis), pads[1])
-
-
-def class_weights(label: jax.Array | None, cfg: Config) -> jax.Array:
-    """Labels (b,) int, or weights of the classes (b, classes) float, to such weights: one-hot for labels.
-
-    A product with them chooses an embedding, which is differentiated without a scatter: the same bits every time.
-    """
-    if label is None or cfg.classes is None:
-        raise ValueError(f"a conditional network needs labels and a number of classes, got {label} and {cfg.classes}")
-    if jnp.issubdtype(label.dtype, jnp.floating):
-        return label.astype(cfg.param_dtype)
-    return jax.nn.one_hot(label, cfg.classes, dtype=cfg.param_dtype)
-
-
 class Generator(nn.Module):
     """Latents (b, latent_dim) and, if conditional, labels as `class_weights` takes them, to pictures (b, s, s, c).
 
@@ -310,7 +260,7 @@ class Generator(nn.Module):
             if stage > 0:
                 if width != x.shape[-1]:
                     x = _pointwise(self, f"to_{side}", x, width)
-                x = enlarge(x)
+                x = resampling.enlarge(x)
             for i in range(recipe.blocks):
                 x = Block(cfg, recipe.blocks * len(recipe.widths), name=f"{side}_block{i}")(x)
             self.sow("intermediates", side, x)
@@ -337,7 +287,7 @@ class Discriminator(nn.Module):
             for i in range(recipe.blocks):
                 x = Block(cfg, recipe.blocks * len(recipe.widths), name=f"{side}_block{i}")(x)
             if stage > 0:
-                x, width = shrink(x), recipe.widths[stage - 1]
+                x, width = resampling.reduce(x), recipe.widths[stage - 1]
                 if width != x.shape[-1]:
                     x = _pointwise(self, f"from_{side}", x, width)
         basis = self.param("basis", _scaled(16), (4, 4, x.shape[-1]), cfg.param_dtype)
@@ -572,11 +522,6 @@ def watch(
             "steps help. Go back to an earlier checkpoint, or try a larger --gamma or --augment color,translation"
         )
     return {"diversity": round(relative, 4)}, warning
-
-
-def diversity(pictures: np.ndarray) -> float:
-    """How much the pictures of a batch differ: each value's standard deviation over the batch, on average."""
-    return float(np.asarray(pictures, np.float64).std(axis=0).mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

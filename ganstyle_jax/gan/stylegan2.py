@@ -29,8 +29,10 @@ import numpy as np
 import optax
 from jax import lax
 
-from ganstyle_jax.data import Source, UserError, Wanted
-from ganstyle_jax.nn import adaptive_augment, layers, losses, resampling
+from ganstyle_jax.data import Source, Wanted
+from ganstyle_jax.nn import adaptive_augment, classes, layers, losses, resampling
+from ganstyle_jax.nn.classes import class_weights
+from ganstyle_jax.nn.samples import diversity
 
 _PAPER = {
     "latent_dim": 512,
@@ -196,15 +198,9 @@ def sources(cfg: Config) -> dict[str, Wanted]:
 
 def settle(cfg: Config, found: Mapping[str, Source]) -> Config:
     """As many channels and, if they are asked for, classes as the data has, and what the preset says."""
-    source = found["real"]
-    classes = cfg.classes
-    if cfg.conditional:
-        if not source.label_names:
-            raise UserError(f"--conditional needs data with classes, and {source.name} has none")
-        classes = len(source.label_names) if classes is None else classes
-        if classes < len(source.label_names):
-            raise UserError(f"--classes must be at least the {len(source.label_names)} of the data, got {classes}")
-    return complete(dataclasses.replace(cfg, channels=source.image_shape[-1], classes=classes))
+    real = found["real"]
+    count = classes.settled(cfg.conditional, cfg.classes, real)
+    return complete(dataclasses.replace(cfg, channels=real.image_shape[-1], classes=count))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,13 +262,6 @@ def activated(x: jax.Array, clamp: float | None = None, gain: float = 1.0) -> ja
 def normalised(x: jax.Array) -> jax.Array:
     """(b, n) with a mean square of 1 in each row."""
     return x * lax.rsqrt(jnp.mean(x**2, 1, keepdims=True) + 1e-8)
-
-
-def class_weights(label: jax.Array, cfg: Config) -> jax.Array:
-    """Labels (b,) int, or weights of the classes (b, classes) float, to such weights: 1 of a label's class, else 0."""
-    if jnp.issubdtype(label.dtype, jnp.floating):
-        return label.astype(cfg.param_dtype)
-    return jax.nn.one_hot(label, complete(cfg).classes, dtype=cfg.param_dtype)
 
 
 class StyleMapping(nn.Module):
@@ -846,11 +835,6 @@ def watch(
             "and augmentation begins to show in the samples. More pictures help, or a larger --r1"
         )
     return {"diversity": round(relative, 4), "augment_p": round(p, 4)}, warning
-
-
-def diversity(pictures: np.ndarray) -> float:
-    """How much the pictures of a batch differ: each value's standard deviation over the batch, on average."""
-    return float(np.asarray(pictures, np.float64).std(axis=0).mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
