@@ -80,7 +80,7 @@ def test_r3gan_trains_on_classes(quick_compile, zipped, tmp_path, capsys, monkey
     asked_for = script.CONFIG.recipe
     for name in ("gamma", "learning_rate", "beta2", "ema_halflife_images", "augment_probability", "schedule_images"):
         assert getattr(run.cfg, name) == getattr(asked_for, name), name
-    assert (run.cfg.conditional, run.cfg.mirror, run.cfg.augment) == (True, True, script.CONFIG.augment)
+    assert (run.cfg.conditional, run.cfg.mirror, run.cfg.augment_policy) == (True, True, script.CONFIG.augment_policy)
     assert (tmp_path / "samples" / "000002.png").is_file()
     assert "2 steps done" in capsys.readouterr().err
 

@@ -448,6 +448,18 @@ def test_augmentation_comes_with_its_probability():
         assert abs(found - expected) < 4 * math.sqrt(0.25 / 400)
 
 
+def test_the_adaptive_pipeline_has_the_scheduled_probability():
+    images = pictures(0, 300, TINY)
+    cfg = dataclasses.replace(TINY, augment_policy="blit,cutout")
+    for p in (0.0, 0.3):
+        seen = np.asarray(r3gan.distort(KEY, images, {"augment_probability": jnp.float32(p)}, cfg, None))
+        cut = ((seen == 0).all(-1).mean((1, 2)) > 0.05).mean()
+        assert abs(cut - p) <= 4 * math.sqrt(p * (1 - p) / 300)
+    np.testing.assert_allclose(r3gan.distort(KEY, images, {"augment_probability": 0.0}, cfg, None), images, atol=1e-5)
+    with pytest.raises(ValueError, match="augment_policy must be"):
+        r3gan.Config(augment_policy="colour")
+
+
 def test_labels_and_what_lies_between_them():
     """A logit without labels is the mean of all classes'; labels decide which vector is multiplied with."""
     cfg = dataclasses.replace(CONDITIONAL, augment="")

@@ -5,8 +5,8 @@ new discriminator, and each has real pictures and latents of its own; both penal
 along a cosine while the first `schedule_images` pictures are seen, and stay.
 
 Differs from it:
-- augmentation is DiffAugment's (`augment`), each of its parts for each picture with the scheduled probability, where
-  theirs is the pipeline of Karras et al. 2020 (arXiv:2006.06676): `distort` is the one place to exchange it;
+- augmentation is chosen by its parts, of the pipeline of Karras et al. 2020 (arXiv:2006.06676), which is theirs
+  (`augment_policy`), or of DiffAugment (`augment`), each for each picture with the scheduled probability;
 - `mirror` turns each real picture or not as it comes, where theirs doubles the data;
 - pictures leave the generator in float32 where its last stages are bfloat16, and samples are cut off at -1 and 1.
 """
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ganstyle_jax.data import Source, Wanted
-from ganstyle_jax.nn import augment, classes, layers, losses, resampling
+from ganstyle_jax.nn import adaptive_augment, augment, classes, layers, losses, resampling
 from ganstyle_jax.nn.classes import class_weights
 from ganstyle_jax.nn.samples import diversity
 
@@ -97,6 +97,9 @@ class Config:
     ema_halflife_images: Pair | None = None  # images after which the generator's average has half forgotten
     augment_probability: Pair | None = None  # with which a picture goes through each part of augment
     augment: str = ""  # DiffAugment, a comma-separated list of color, translation, cutout
+    # adaptive augmentation's parts, here with the scheduled probability: a comma-separated list of blit, geometry,
+    # color, filter, noise, cutout
+    augment_policy: str = ""
     mirror: bool = False  # turn real pictures left for right, each with a chance of one half
     weights: Literal["average", "last"] = "average"  # of samples: averaged over training, or those of the last step
     dtype: Literal["float32", "float64"] = "float32"  # of weights, and of the arithmetic outside the bfloat16 stages
@@ -145,6 +148,7 @@ class Config:
         if max(recipe.augment_probability) > 1:
             raise ValueError(f"augment_probability must be at most 1, got {recipe.augment_probability}")
         augment.check_policy(self.augment)
+        adaptive_augment.check_policy(self.augment_policy)
 
     @property
     def recipe(self) -> Recipe:
@@ -469,10 +473,13 @@ def descend(network: Network, gradients, now: dict[str, jax.Array], step: jax.Ar
 def distort(
     key: jax.Array, images: jax.Array, now: dict[str, jax.Array], cfg: Config, axis_name: str | None
 ) -> jax.Array:
-    """What the discriminator sees in place of pictures (b, s, s, c): each part of `augment` changes some of them."""
+    """What the discriminator sees in place of pictures (b, s, s, c): each part of a policy changes some of them."""
+    p = now["augment_probability"]
+    if cfg.augment_policy:
+        images = adaptive_augment.augment(jax.random.fold_in(key, 100), images, p, cfg.augment_policy, axis_name)
     for i, part in enumerate(augment.check_policy(cfg.augment)):
         key_part, key_which = jax.random.split(jax.random.fold_in(key, i))
-        draw = functools.partial(jax.random.bernoulli, key_which, now["augment_probability"])
+        draw = functools.partial(jax.random.bernoulli, key_which, p)
         chosen = layers.global_draw(draw, (len(images), 1, 1, 1), axis_name)
         images = jnp.where(chosen, augment.diff_augment(key_part, images, part, axis_name), images)
     return images
