@@ -53,6 +53,12 @@ TINY_METHODS = [
     pytest.param(dcgan, dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4, **ALL_AT_ONCE), id="dcgan-all"),
     pytest.param(dcgan, CONDITIONAL, id="dcgan-conditional"),
     pytest.param(stylegan2, stylegan2.Config(**STYLEGAN2, **EVERY_AUGMENTATION), id="stylegan2"),
+    pytest.param(
+        stylegan2,
+        stylegan2.Config(**STYLEGAN2, augment="none", conditional=True, classes=3),
+        id="stylegan2-conditional",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(adain, adain.Config(24, 16, small_encoder.path(), ema_halflife_images=50.0), id="adain"),
     pytest.param(small_wgan, small_wgan.Config(channels=3, width=8, latent_dim=4), id="wgan"),
     pytest.param(small_translator, small_translator.Config(width=4, history=20), id="translator"),
@@ -159,7 +165,7 @@ def test_a_config_survives_json(module, cfg):
 
 
 DTYPES = [
-    pytest.param(*p.values, dtype, id=f"{p.id}-{dtype}")
+    pytest.param(*p.values, dtype, id=f"{p.id}-{dtype}", marks=p.marks)
     for p in TINY_METHODS
     for dtype in ("float32", "bfloat16", "float64")
     if dtype != "bfloat16" or "dcgan" in p.id  # the small methods compute in the other two
@@ -303,7 +309,7 @@ LONG = ("dcgan-all", "stylegan2", "r3gan", "cyclegan-paired", "cyclegan-contrast
 
 @pytest.mark.parametrize(
     "module, cfg",
-    [pytest.param(*p.values, id=p.id, marks=[pytest.mark.slow] if p.id in LONG else []) for p in TINY_METHODS[1:]],
+    [pytest.param(*p.values, id=p.id, marks=[pytest.mark.slow] if p.id in LONG else p.marks) for p in TINY_METHODS[1:]],
 )
 def test_eight_devices_give_what_one_gives(x64, module, cfg):
     """Under jit and under pmap, statistics, gradients, draws, metrics and state are those of the global batch."""
