@@ -52,12 +52,13 @@ TINY_METHODS = [
     pytest.param(dcgan, dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4), id="dcgan"),
     pytest.param(dcgan, dcgan.Config(image_size=16, channels=3, width=2, latent_dim=4, **ALL_AT_ONCE), id="dcgan-all"),
     pytest.param(dcgan, CONDITIONAL, id="dcgan-conditional"),
-    pytest.param(stylegan2, stylegan2.Config(**STYLEGAN2, **EVERY_AUGMENTATION), id="stylegan2"),
+    pytest.param(  # whose step takes half a minute to compile, without augmentation a few seconds
+        stylegan2, stylegan2.Config(**STYLEGAN2, **EVERY_AUGMENTATION), id="stylegan2", marks=pytest.mark.slow
+    ),
     pytest.param(
         stylegan2,
         stylegan2.Config(**STYLEGAN2, augment="none", conditional=True, classes=3),
         id="stylegan2-conditional",
-        marks=pytest.mark.slow,
     ),
     pytest.param(adain, adain.Config(24, 16, small_encoder.path(), ema_halflife_images=50.0), id="adain"),
     pytest.param(small_wgan, small_wgan.Config(channels=3, width=8, latent_dim=4), id="wgan"),
@@ -304,7 +305,8 @@ def assert_close(actual, expected, name):
         assert error <= allowed, f"{name}: {jax.tree_util.keystr(path)} is off by {error}"
 
 
-LONG = ("dcgan-all", "stylegan2", "r3gan", "cyclegan-paired", "cyclegan-contrastive")  # a minute and more to compile
+LONG = ("dcgan-all", "stylegan2", "stylegan2-conditional", "r3gan", "r3gan-conditional", "cyclegan-paired")
+LONG += ("cyclegan-contrastive",)  # all of which take a minute and more to compile
 
 
 @pytest.mark.parametrize(

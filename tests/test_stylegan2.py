@@ -350,11 +350,10 @@ def test_settle_takes_channels_and_classes_from_the_data():
     cfg = stylegan2.Config(16, conditional=True, preset="small")
     settled = stylegan2.settle(cfg, of_noise(("a", "b", "c")))
     assert (settled.channels, settled.classes, settled.latent_dim, settled.r1) == (3, 3, 64, None)
-    assert stylegan2.settle(dataclasses.replace(cfg, classes=5), of_noise(("a", "b"))).classes == 5
     assert stylegan2.settle(dataclasses.replace(cfg, conditional=False), of_noise(None)).classes is None
-    with pytest.raises(UserError, match="--conditional needs data with classes, and noise has none"):
+    with pytest.raises(UserError, match="conditional needs pictures in classes, and noise has none"):
         stylegan2.settle(cfg, of_noise(None))
-    with pytest.raises(UserError, match="--classes must be at least the 3 of the data, got 2"):
+    with pytest.raises(UserError, match="classes must be as many as noise has, 3, got 2"):
         stylegan2.settle(dataclasses.replace(cfg, classes=2), of_noise(("a", "b", "c")))
 
 
