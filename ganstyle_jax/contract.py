@@ -33,6 +33,11 @@ and may have
                                                    `ganstyle apply` takes large pictures in strips
     class_weights(label, cfg) -> weights           labels (n,), or weights of the classes (n, classes), to such weights:
                                                    `sample` takes both as requests["label"], for films between classes
+    to_w(variables, requests, cfg) -> (n, styles, d), synthesize(variables, w, cfg) -> images
+                                                   what lies between latents and pictures, where `ganstyle project` then
+                                                   searches; and cfg.styles, how many a picture has
+    mix(variables, requests, others, cfg, layers) -> images
+                                                   with the styles of `others` in these layers, for `ganstyle sample`
     discriminate(state, images, cfg), first_layer(variables, cfg), activations(variables, requests, cfg)
                                                    what `ganstyle explain` looks at
 
