@@ -12,20 +12,6 @@ from hypothesis import strategies as st
 from ganstyle_jax.features.persistent_pickle import is_persistent, read_networks
 from ganstyle_jax.io.files import UserError
 
-REQUIRED = os.environ.get("GANSTYLE_REQUIRE_DATA") == "1"
-
-
-@pytest.fixture(scope="module")
-def torch():
-    try:
-        import torch
-    except ImportError:
-        if REQUIRED:
-            raise
-        pytest.skip("needs PyTorch, which such files are made with")
-    torch.set_num_threads(1)
-    return torch
-
 
 @pytest.fixture(scope="module")
 def network(torch):

@@ -1,7 +1,6 @@
 """StyleGAN2 networks out of the authors' pickles and back, made here in their layout."""
 
 import dataclasses
-import os
 
 import jax
 import numpy as np
@@ -16,23 +15,10 @@ from ganstyle_jax.gan import stylegan2, stylegan2_files
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.loop import runs
 
-REQUIRED = os.environ.get("GANSTYLE_REQUIRE_DATA") == "1"
 # 16 pixels: levels of 4 and 8 have 8 channels, that of 16 has 4.
 SIZES = dict(z_dim=6, w_dim=6, c_dim=0, img_resolution=16, img_channels=3)
 SYNTHESIS = dict(channel_base=64, channel_max=8, num_fp16_res=2, conv_clamp=256)
 WIDTHS = {4: 8, 8: 8, 16: 4}
-
-
-@pytest.fixture(scope="module")
-def torch():
-    try:
-        import torch
-    except ImportError:
-        if REQUIRED:
-            raise
-        pytest.skip("needs PyTorch, which such files are made with")
-    torch.set_num_threads(1)
-    return torch
 
 
 def generator_shapes(classes=0):
