@@ -73,7 +73,8 @@ def main(settings: Settings) -> None:
         "plans": [],
     }
     if settings.json is not None and machine.place(settings.json).exists():
-        record["plans"] = json.loads(machine.place(settings.json).read_text())["plans"]
+        before = json.loads(machine.place(settings.json).read_text())
+        record["plans"] = [{"command": before["command"]} | of for of in before["plans"]]
     for work in settings.work:
         kind, _, size = work.partition(":")
         for topology in settings.topologies:
@@ -89,7 +90,8 @@ def one(settings: Settings, kind: str, size: int, topology: str) -> dict[str, An
     """An entry of the record's "plans"."""
     start = time.perf_counter()
     chip, devices = topology_devices(topology)
-    entry = {"work": f"{kind} {size}", "topology": topology, "date": machine.describe()["date"]}
+    asked = machine.describe()
+    entry = {"command": asked["command"], "date": asked["date"], "work": f"{kind} {size}", "topology": topology}
     batch = batch_of(settings, kind, size, chip, len(devices))
     if batch is not None:
         entry["batch_size"] = batch
