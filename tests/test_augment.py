@@ -12,7 +12,15 @@ from ganstyle_jax.nn import augment
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 KEY = jax.random.key(7)
-FUNCTIONS = {name: jax.jit(getattr(augment, name)) for name in ("color", "translation", "cutout")}
+
+
+def alone(name):
+    """(key, images) to the images of one part of a policy."""
+    draw, transform = getattr(augment, f"draw_{name}"), getattr(augment, name)
+    return jax.jit(lambda key, x: transform(x, draw(key, x.shape, x.dtype)))
+
+
+FUNCTIONS = {name: alone(name) for name in ("color", "translation", "cutout")}
 diff_augment = jax.jit(augment.diff_augment, static_argnums=2)
 ALL = "color,translation,cutout"
 

@@ -433,12 +433,17 @@ def test_mirrored_pictures_come_from_the_key(x64):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), turned, expected)
 
 
+def distorted(images, p, cfg):
+    drawn = r3gan.draw_distortion(KEY, len(images), {"augment_probability": jnp.float32(p)}, cfg, None)
+    return r3gan.distort(images, drawn, cfg)
+
+
 def test_augmentation_comes_with_its_probability():
     images = jnp.ones((400, 16, 16, 3)) * jnp.linspace(-1, 1, 16)[:, None, None]
     cfg = dataclasses.replace(TINY, augment="color,cutout")
     changed = {}
     for p in (0.0, 0.3, 1.0):
-        seen = r3gan.distort(KEY, images, {"augment_probability": jnp.float32(p)}, cfg, None)
+        seen = distorted(images, p, cfg)
         grey = (np.asarray(seen) == 0).all(-1).mean((1, 2)) > 0.05  # a square is cut out
         other = np.abs(np.asarray(seen - images)).max((1, 2, 3)) > 1e-3
         changed[p] = grey.mean(), other.mean()
@@ -452,10 +457,10 @@ def test_the_adaptive_pipeline_has_the_scheduled_probability():
     images = pictures(0, 300, TINY)
     cfg = dataclasses.replace(TINY, augment_policy="blit,cutout")
     for p in (0.0, 0.3):
-        seen = np.asarray(r3gan.distort(KEY, images, {"augment_probability": jnp.float32(p)}, cfg, None))
+        seen = np.asarray(distorted(images, p, cfg))
         cut = ((seen == 0).all(-1).mean((1, 2)) > 0.05).mean()
         assert abs(cut - p) <= 4 * math.sqrt(p * (1 - p) / 300)
-    np.testing.assert_allclose(r3gan.distort(KEY, images, {"augment_probability": 0.0}, cfg, None), images, atol=1e-5)
+    np.testing.assert_allclose(distorted(images, 0.0, cfg), images, atol=1e-5)
     with pytest.raises(ValueError, match="augment_policy must be"):
         r3gan.Config(augment_policy="colour")
 

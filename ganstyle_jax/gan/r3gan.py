@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ganstyle_jax.data import Source, Wanted
-from ganstyle_jax.nn import adaptive_augment, augment, classes, layers, losses, resampling
+from ganstyle_jax.nn import adaptive_augment, augment, classes, layers, losses, micro_batches, resampling
 from ganstyle_jax.nn.classes import class_weights
 from ganstyle_jax.nn.samples import diversity
 
@@ -103,6 +103,8 @@ class Config:
     mirror: bool = False  # turn real pictures left for right, each with a chance of one half
     weights: Literal["average", "last"] = "average"  # of samples: averaged over training, or those of the last step
     dtype: Literal["float32", "float64"] = "float32"  # of weights, and of the arithmetic outside the bfloat16 stages
+    micro_batch: int | None = None  # pictures of the batch that are computed at a time, to save memory; None: all
+    remat: bool = False  # compute blocks again for the gradient rather than keep them: less memory, a third slower
     convolution: Literal["auto", "cpu", "xla"] = "auto"  # see layers.grouped_conv
 
     def __post_init__(self):
@@ -110,7 +112,8 @@ class Config:
             value = getattr(self, field.name)
             if get_origin(field.type) is Literal and value not in get_args(field.type):
                 raise ValueError(f"{field.name} must be {' or '.join(get_args(field.type))}, got {value!r}")
-        for name in ("classes", "latent_dim", "width", "blocks", "expansion", "group_size", "schedule_images"):
+        at_least_one = ("classes", "latent_dim", "width", "blocks", "expansion", "group_size", "schedule_images")
+        for name in (*at_least_one, "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -258,6 +261,7 @@ class Generator(nn.Module):
             x = jnp.concatenate([x, weights @ self.param("embed", _scaled(shape[0]), shape, cfg.param_dtype)], -1)
         basis = self.param("basis", nn.initializers.normal(1.0), (4, 4, recipe.widths[0]), cfg.param_dtype)
         x = basis * _pointwise(self, "latent", x, recipe.widths[0])[:, None, None]
+        block = nn.remat(Block) if cfg.remat else Block
         for stage, width in enumerate(recipe.widths):
             x = x.astype(cfg.stage_dtype(stage))
             side = f"{4 << stage}x{4 << stage}"
@@ -266,7 +270,7 @@ class Generator(nn.Module):
                     x = _pointwise(self, f"to_{side}", x, width)
                 x = resampling.enlarge(x)
             for i in range(recipe.blocks):
-                x = Block(cfg, recipe.blocks * len(recipe.widths), name=f"{side}_block{i}")(x)
+                x = block(cfg, recipe.blocks * len(recipe.widths), name=f"{side}_block{i}")(x)
             self.sow("intermediates", side, x)
         return _pointwise(self, "to_picture", x, cfg.channels or 3).astype(cfg.param_dtype)
 
@@ -284,12 +288,13 @@ class Discriminator(nn.Module):
     def __call__(self, images: jax.Array, label: jax.Array | None = None) -> jax.Array:
         cfg, recipe = self.cfg, self.cfg.recipe
         last = len(recipe.widths) - 1
+        block = nn.remat(Block) if cfg.remat else Block
         x = _pointwise(self, "from_picture", images.astype(cfg.stage_dtype(last)), recipe.widths[last])
         for stage in reversed(range(last + 1)):
             x = x.astype(cfg.stage_dtype(stage))
             side = f"{4 << stage}x{4 << stage}"
             for i in range(recipe.blocks):
-                x = Block(cfg, recipe.blocks * len(recipe.widths), name=f"{side}_block{i}")(x)
+                x = block(cfg, recipe.blocks * len(recipe.widths), name=f"{side}_block{i}")(x)
             if stage > 0:
                 x, width = resampling.reduce(x), recipe.widths[stage - 1]
                 if width != x.shape[-1]:
@@ -376,7 +381,8 @@ def train_step(
             jax.random.fold_in(key_i, 1), (b, cfg.recipe.latent_dim), axis_name, dtype=cfg.param_dtype
         )
         label = batch["real"]["label"].reshape(b, 2)[:, i] if cfg.conditional else None
-        parts.append(Part(z, real, label, key_i))
+        distortions = (draw_distortion(jax.random.fold_in(key_i, 2 + j), b, now, cfg, axis_name) for j in range(2))
+        parts.append(Part(z, real, label, *distortions))
 
     disc, disc_metrics = update_discriminator(state.disc, state.gen, parts[0], now, state.step, cfg, axis_name)
     gen, gen_metrics = update_generator(state.gen, disc, parts[1], now, state.step, cfg, axis_name)
@@ -387,56 +393,55 @@ def train_step(
 
 
 class Part(NamedTuple):
-    """What one update sees."""
+    """What one update sees, or a part of that."""
 
     z: jax.Array  # (b, latent_dim)
     real: jax.Array  # (b, s, s, c)
     label: jax.Array | None  # (b,), of both
-    key: jax.Array  # for augmentation
+    of_real: Any  # how real pictures are augmented, and generated ones: of `draw_distortion`
+    of_fake: Any
 
 
 def update_discriminator(disc: Network, gen: Network, part: Part, now: dict, step, cfg: Config, axis_name: str | None):
     """One step down softplus(D(G(z)) - D(x)) + gamma / 2 (R1 + R2), the penalties by what comes before augmentation."""
-    z, real, label, key = part
-    fake = apply(Generator(cfg), gen.params, z, label)
 
-    def loss_function(params):
+    def loss_function(params, part: Part):
+        fake = apply(Generator(cfg), gen.params, part.z, part.label)
+
         def logits(real, fake):
-            pictures = real, fake
-            seen = [distort(jax.random.fold_in(key, 2 + i), x, now, cfg, axis_name) for i, x in enumerate(pictures)]
-            return apply_to_both(params, seen, label, cfg)
+            seen = [distort(real, part.of_real, cfg), distort(fake, part.of_fake, cfg)]
+            return apply_to_both(params, seen, part.label, cfg)
 
-        (real_logits, fake_logits), pull_back = jax.vjp(logits, real, fake)
+        (real_logits, fake_logits), pull_back = jax.vjp(logits, part.real, fake)
         r1, r2 = (jnp.sum(g**2, (1, 2, 3)) for g in pull_back([jnp.ones_like(real_logits)] * 2))
         adversarial = losses.relativistic(real_logits, fake_logits)
-        loss = (adversarial + now["gamma"] / 2 * (r1 + r2)).mean()
         difference = real_logits - fake_logits
-        return loss, {
-            "loss/disc": adversarial.mean(),
-            "penalty/r1": r1.mean(),
-            "penalty/r2": r2.mean(),
-            "logit/difference": difference.mean(),
-            "accuracy": (difference > 0).mean(dtype=loss.dtype),
+        return (adversarial + now["gamma"] / 2 * (r1 + r2)).mean(), {
+            "loss/disc": adversarial,
+            "penalty/r1": r1,
+            "penalty/r2": r2,
+            "logit/difference": difference,
+            "accuracy": (difference > 0).astype(difference.dtype),
         }
 
-    gradients, metrics = jax.grad(loss_function, has_aux=True)(disc.params)
-    return descend(disc, gradients, now, step, axis_name), metrics
+    parts = micro_batches.count(len(part.z), cfg.micro_batch, 1, axis_name)
+    (_, of_each), gradients = micro_batches.value_and_grad(loss_function, disc.params, part, parts)
+    return descend(disc, gradients, now, step, axis_name), jax.tree.map(jnp.mean, of_each)
 
 
 def update_generator(gen: Network, disc: Network, part: Part, now: dict, step, cfg: Config, axis_name: str | None):
     """One step down softplus(D(x) - D(G(z)))."""
-    z, real, label, key = part
 
-    def logits(images, key):
-        return apply(Discriminator(cfg), disc.params, distort(key, images, now, cfg, axis_name), label)
+    def loss_function(params, part: Part):
+        fake = apply(Generator(cfg), params, part.z, part.label)
+        real_logits, fake_logits = (
+            apply(Discriminator(cfg), disc.params, distort(images, drawn, cfg), part.label)
+            for images, drawn in ((part.real, part.of_real), (fake, part.of_fake))
+        )
+        return losses.relativistic(fake_logits, real_logits).mean(), None
 
-    real_logits = logits(real, jax.random.fold_in(key, 2))
-
-    def loss_function(params):
-        fake_logits = logits(apply(Generator(cfg), params, z, label), jax.random.fold_in(key, 3))
-        return losses.relativistic(fake_logits, real_logits).mean()
-
-    loss, gradients = jax.value_and_grad(loss_function)(gen.params)
+    parts = micro_batches.count(len(part.z), cfg.micro_batch, 1, axis_name)
+    (loss, _), gradients = micro_batches.value_and_grad(loss_function, gen.params, part, parts)
     return descend(gen, gradients, now, step, axis_name), {"loss/gen": loss}
 
 
@@ -470,18 +475,27 @@ def descend(network: Network, gradients, now: dict[str, jax.Array], step: jax.Ar
     return Network(params, squares)
 
 
-def distort(
-    key: jax.Array, images: jax.Array, now: dict[str, jax.Array], cfg: Config, axis_name: str | None
-) -> jax.Array:
-    """What the discriminator sees in place of pictures (b, s, s, c): each part of a policy changes some of them."""
-    p = now["augment_probability"]
-    if cfg.augment_policy:
-        images = adaptive_augment.augment(jax.random.fold_in(key, 100), images, p, cfg.augment_policy, axis_name)
+def draw_distortion(
+    key: jax.Array, b: int, now: dict[str, jax.Array], cfg: Config, axis_name: str | None
+) -> tuple[dict[str, jax.Array], list[tuple[Any, jax.Array]]]:
+    """How b pictures are to be augmented, for `distort`; each part of `augment` by the numbers of those it changes."""
+    p, shape, dtype = now["augment_probability"], (b, *cfg.shape), cfg.param_dtype
+    policy = adaptive_augment.draw(jax.random.fold_in(key, 100), shape, p, cfg.augment_policy, dtype, axis_name)
+    parts = []
     for i, part in enumerate(augment.check_policy(cfg.augment)):
         key_part, key_which = jax.random.split(jax.random.fold_in(key, i))
-        draw = functools.partial(jax.random.bernoulli, key_which, p)
-        chosen = layers.global_draw(draw, (len(images), 1, 1, 1), axis_name)
-        images = jnp.where(chosen, augment.diff_augment(key_part, images, part, axis_name), images)
+        choose = functools.partial(jax.random.bernoulli, key_which, p)
+        chosen = layers.global_draw(choose, (b, 1, 1, 1), axis_name)
+        parts.append((augment.draw(key_part, shape, part, dtype, axis_name), chosen))
+    return policy, parts
+
+
+def distort(images: jax.Array, drawn: Any, cfg: Config) -> jax.Array:
+    """What the discriminator sees in place of pictures (b, s, s, c)."""
+    policy, parts = drawn
+    images = adaptive_augment.transform(images, policy)
+    for part, (numbers, chosen) in zip(augment.check_policy(cfg.augment), parts, strict=True):
+        images = jnp.where(chosen, augment.transform(images, numbers, part), images)
     return images
 
 

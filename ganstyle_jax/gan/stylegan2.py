@@ -30,7 +30,7 @@ import optax
 from jax import lax
 
 from ganstyle_jax.data import Source, Wanted
-from ganstyle_jax.nn import adaptive_augment, classes, layers, losses, resampling
+from ganstyle_jax.nn import adaptive_augment, classes, layers, losses, micro_batches, resampling
 from ganstyle_jax.nn.classes import class_weights
 from ganstyle_jax.nn.samples import diversity
 
@@ -102,6 +102,8 @@ class Config:
     noise: Literal["const", "random", "none"] = "const"  # of samples: the same in all pictures, or another in each
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the finest levels' arithmetic; weights: float32
     half_levels: int = 4  # resolutions, from the finest, which compute in bfloat16 if dtype is that
+    micro_batch: int | None = None  # pictures of the batch that are computed at a time, to save memory; None: all
+    remat: bool = False  # compute levels again for the gradient rather than keep them: less memory, a third slower
     convolution: Literal["auto", "cpu", "xla"] = "auto"  # see layers.halve
 
     def __post_init__(self):
@@ -117,7 +119,7 @@ class Config:
             optional = type(None) in kinds
             if literal and not (optional and value is None) and value not in get_args(literal):
                 raise ValueError(f"{field.name} must be {' or '.join(get_args(literal))}, got {value!r}")
-        at_least_one = ("latent_dim", "mapping_layers", "max_channels", "group", "classes")
+        at_least_one = ("latent_dim", "mapping_layers", "max_channels", "group", "classes", "micro_batch")
         for name in (*at_least_one, "r1_interval", "path_interval", "augment_interval"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -376,10 +378,11 @@ class Synthesis(nn.Module):
     @nn.compact
     def __call__(self, ws: jax.Array, noise: Mapping[str, Any]) -> jax.Array:
         x = picture = None
+        level = nn.remat(Level) if self.cfg.remat else Level
         for i, size in enumerate(self.cfg.levels):
             # A level's last style is the next one's first.
             mine = ws[:, max(0, 2 * i - 1) : 2 * i + 2]
-            x, part = Level(size, self.cfg, name=f"b{size}")(x, mine, noise.get(f"b{size}", {}))
+            x, part = level(size, self.cfg, name=f"b{size}")(x, mine, noise.get(f"b{size}", {}))
             picture = part if picture is None else resampling.enlarge(picture) + part
         assert picture is not None
         return picture
@@ -441,15 +444,19 @@ def minibatch_deviation(x: jax.Array, most: int, axis_name: str | None = None) -
     Groups of g neighbours in the global batch, g at most `most` and a divisor of the batch: the standard deviation of
     each value over its group, on average.
     """
-    b = len(x)
-    everything = b * layers.axis_size(axis_name)
-    group = max(g for g in range(1, min(most, everything) + 1) if everything % g == 0)
-    gathering = b % group > 0  # a group lies on several devices
+    group = group_of(len(x), most, axis_name)
+    gathering = len(x) % group > 0  # a group lies on several devices
     whole = layers.global_batch(x, axis_name) if gathering else x
     parts = whole.reshape(-1, group, *x.shape[1:])
     variance = jnp.mean((parts - parts.mean(1, keepdims=True)) ** 2, 1)
     found = jnp.sqrt(variance + 1e-8).mean((1, 2, 3)).repeat(group)
     return layers.local_part(found, axis_name) if gathering else found
+
+
+def group_of(b: int, most: int, axis_name: str | None = None) -> int:
+    """How many pictures are compared with each other, of b on each device."""
+    everything = b * layers.axis_size(axis_name)
+    return max(g for g in range(1, min(most, everything) + 1) if everything % g == 0)
 
 
 class Discriminator(nn.Module):
@@ -465,8 +472,9 @@ class Discriminator(nn.Module):
         *_, size = cfg.levels
         x = images.astype(cfg.level_dtype(size))
         x = Conv(cfg.width(size), cfg, size=1, name="from_picture")(x)
+        block = nn.remat(Block) if cfg.remat else Block
         for size in reversed(cfg.levels[1:]):
-            x = Block(size, cfg, name=f"b{size}")(x.astype(cfg.level_dtype(size)))
+            x = block(size, cfg, name=f"b{size}")(x.astype(cfg.level_dtype(size)))
         x = x.astype(cfg.param_dtype)
         group = 1 if self.alone else complete(cfg).group
         differing = minibatch_deviation(x, group, self.axis_name)
@@ -599,7 +607,8 @@ def half_of(b: int, axis_name: str | None) -> int:
 
 def draw(key: jax.Array, b: int, cfg: Complete, axis_name: str | None = None) -> dict[str, Any]:
     """What b generated pictures are made of: "latents" (b, latent_dim), "noise", and if styles are mixed "others" and
-    "cut" (), the first style that is another latent's; the same in all of a step's pictures, as the authors have it."""
+    "cut" (b,), the first style that is another latent's; the same in all of a step's pictures, as the authors have it.
+    """
     cfg = complete(cfg)
     keys = [jax.random.fold_in(key, i) for i in range(5)]
 
@@ -609,48 +618,59 @@ def draw(key: jax.Array, b: int, cfg: Complete, axis_name: str | None = None) ->
     found = {"latents": latents(keys[0]), "noise": draw_noise(keys[1], b, cfg, axis_name)}
     if cfg.style_mixing:
         mixing = jax.random.uniform(keys[2]) < cfg.style_mixing
-        found["cut"] = jnp.where(mixing, jax.random.randint(keys[3], (), 1, cfg.styles), cfg.styles)
-        found["others"] = latents(keys[4])
+        cut = jnp.where(mixing, jax.random.randint(keys[3], (), 1, cfg.styles), cfg.styles)
+        found |= {"cut": jnp.broadcast_to(cut, (b,)), "others": latents(keys[4])}
     return found
 
 
-def make(params: Any, drawn: dict[str, Any], label: jax.Array | None, cfg: Complete, axis_name: str | None):
-    """(styles (b, styles, latent_dim), the batch's mean style (latent_dim,)) of what was drawn."""
+def make(params: Any, drawn: dict[str, Any], label: jax.Array | None, cfg: Complete) -> tuple[jax.Array, jax.Array]:
+    """(each picture's styles (b, styles, latent_dim), its latents' style (b, latent_dim)) of what was drawn."""
     w = map_styles(params, drawn["latents"], label, cfg)
     ws = jnp.broadcast_to(w[:, None], (len(w), cfg.styles, w.shape[1]))
     if "cut" in drawn:
         other = map_styles(params, drawn["others"], label, cfg)[:, None]
-        ws = jnp.where((jnp.arange(cfg.styles) < drawn["cut"])[None, :, None], ws, other)
-    return ws, layers.pmean(lax.stop_gradient(w).mean(0), axis_name)
+        ws = jnp.where((jnp.arange(cfg.styles) < drawn["cut"][:, None])[:, :, None], ws, other)
+    return ws, lax.stop_gradient(w)
 
 
-def remember(state: State, mean: jax.Array) -> State:
-    """With the batch's mean style in the average."""
+def remember(state: State, w: jax.Array, axis_name: str | None) -> State:
+    """With the mean of the batch's styles (b, latent_dim) in the average."""
+    mean = layers.pmean(w.mean(0), axis_name)
     return dataclasses.replace(state, w_avg=mean + W_MEMORY * (state.w_avg - mean))
 
 
-def shown(key: jax.Array, images: jax.Array, state: State, cfg: Complete, axis_name: str | None) -> jax.Array:
-    """What the discriminator sees in the place of the images."""
+def draw_distortion(key: jax.Array, b: int, state: State, cfg: Complete, axis_name: str | None) -> dict[str, jax.Array]:
+    """How b pictures are to be augmented, for `adaptive_augment.transform`."""
     if cfg.augment == "none":
-        return images
-    return adaptive_augment.augment(key, images, state.augment_p, cfg.augment_policy, axis_name)
+        return {}
+    shape = (b, cfg.image_size, cfg.image_size, cfg.channels or 3)
+    return adaptive_augment.draw(key, shape, state.augment_p, cfg.augment_policy, cfg.param_dtype, axis_name)
+
+
+def parts_of(b: int, cfg: Complete, axis_name: str | None) -> tuple[int, int]:
+    """(in how many parts b pictures are judged, how many of them belong together)."""
+    if cfg.micro_batch is None:
+        return 1, 1
+    group = group_of(b, cfg.group, axis_name)
+    return micro_batches.count(b, cfg.micro_batch, group, axis_name), group
 
 
 def update_generator(state: State, b: int, label, key, cfg: Complete, axis_name: str | None) -> tuple[State, dict]:
     """One step down the non-saturating loss, of b pictures."""
     key_draw, key_shown = jax.random.split(key)
-    drawn = draw(key_draw, b, cfg, axis_name)
+    batch = draw(key_draw, b, cfg, axis_name), label, draw_distortion(key_shown, b, state, cfg, axis_name)
 
-    def loss_function(params):
+    def loss_function(params, batch):
+        drawn, label, distortion = batch
         params = layers.gathered(params)
-        ws, mean = make(params, drawn, label, cfg, axis_name)
-        images = shown(key_shown, paint(params, ws, drawn["noise"], cfg), state, cfg, axis_name)
-        logits = judge(state.disc.params, images, label, cfg, axis_name)
-        return losses.generator_non_saturating(logits).mean(), mean
+        ws, w = make(params, drawn, label, cfg)
+        images = adaptive_augment.transform(paint(params, ws, drawn["noise"], cfg), distortion)
+        return losses.generator_non_saturating(judge(state.disc.params, images, label, cfg, axis_name)).mean(), w
 
-    (loss, mean), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.gen.params)
+    parts = parts_of(b, cfg, axis_name)
+    (loss, w), gradients = micro_batches.value_and_grad(loss_function, state.gen.params, batch, *parts)
     gen = descend(state.gen, gradients, cfg, "generator", axis_name)
-    return remember(dataclasses.replace(state, gen=gen), mean), layers.pmean({"loss/gen": loss}, axis_name)
+    return remember(dataclasses.replace(state, gen=gen), w, axis_name), layers.pmean({"loss/gen": loss}, axis_name)
 
 
 def regularise_paths(state: State, b: int, label, key, cfg: Complete, axis_name: str | None) -> State:
@@ -660,21 +680,24 @@ def regularise_paths(state: State, b: int, label, key, cfg: Complete, axis_name:
     square over all of them, is to be what it is on average over training.
     """
     key_draw, key_project = jax.random.split(key)
-    drawn = draw(key_draw, b, cfg, axis_name)
     shape = (b, cfg.image_size, cfg.image_size, cfg.channels or 3)
     project = layers.global_normal(key_project, shape, axis_name, cfg.param_dtype) / cfg.image_size
 
-    def loss_function(params):
+    def lengths_of(params, batch):
+        drawn, label, project = batch
         params = layers.gathered(params)
-        ws, mean = make(params, drawn, label, cfg, axis_name)
-        lengths = path_lengths(lambda ws: paint(params, ws, drawn["noise"], cfg), ws, project)
-        path_mean = state.path_mean + (1 - PATH_MEMORY) * (layers.pmean(lengths.mean(), axis_name) - state.path_mean)
-        loss = cfg.path_interval * cfg.path_length * ((lengths - path_mean) ** 2).mean()
-        return loss, (path_mean, mean)
+        ws, w = make(params, drawn, label, cfg)
+        return path_lengths(lambda ws: paint(params, ws, drawn["noise"], cfg), ws, project), w
 
-    gradients, (path_mean, mean) = jax.grad(loss_function, has_aux=True)(state.gen.params)
+    def penalty(lengths):
+        path_mean = state.path_mean + (1 - PATH_MEMORY) * (layers.pmean(lengths.mean(), axis_name) - state.path_mean)
+        return cfg.path_interval * cfg.path_length * ((lengths - path_mean) ** 2).mean(), path_mean
+
+    batch = draw(key_draw, b, cfg, axis_name), label, project
+    parts = micro_batches.count(b, cfg.micro_batch, 1, axis_name)
+    path_mean, w, gradients = micro_batches.value_and_grad_of_all(lengths_of, penalty, state.gen.params, batch, parts)
     gen = descend(state.gen, gradients, cfg, "generator", axis_name)
-    return remember(dataclasses.replace(state, gen=gen, path_mean=path_mean), mean)
+    return remember(dataclasses.replace(state, gen=gen, path_mean=path_mean), w, axis_name)
 
 
 def path_lengths(paint: Callable[[jax.Array], jax.Array], ws: jax.Array, project: jax.Array) -> jax.Array:
@@ -687,18 +710,23 @@ def update_discriminator(
     state: State, real, label, key, cfg: Complete, axis_name: str | None
 ) -> tuple[State, dict[str, jax.Array]]:
     """One step down the logistic loss, against new pictures of the generator as it is now."""
-    key_draw, key_fake, key_real = jax.random.split(key, 3)
-    drawn = draw(key_draw, len(real), cfg, axis_name)
-    params = layers.gathered(state.gen.params)
-    ws, mean = make(params, drawn, label, cfg, axis_name)
-    fake = shown(key_fake, paint(params, ws, drawn["noise"], cfg), state, cfg, axis_name)
-    real = shown(key_real, real, state, cfg, axis_name)
+    b, (key_draw, *keys) = len(real), jax.random.split(key, 3)
+    distortions = [draw_distortion(k, b, state, cfg, axis_name) for k in keys]  # of generated and of real pictures
+    batch = draw(key_draw, b, cfg, axis_name), real, label, *distortions
 
-    def loss_function(params):
+    def loss_function(params, batch):
+        drawn, real, label, of_fake, of_real = batch
+        gen = layers.gathered(state.gen.params)
+        ws, w = make(gen, drawn, label, cfg)
+        fake = adaptive_augment.transform(paint(gen, ws, drawn["noise"], cfg), of_fake)
+        real = adaptive_augment.transform(real, of_real)
         real_logits, fake_logits = (judge(params, images, label, cfg, axis_name) for images in (real, fake))
-        return losses.discriminator_logistic(real_logits, fake_logits).mean(), (real_logits, fake_logits)
+        return losses.discriminator_logistic(real_logits, fake_logits).mean(), (real_logits, fake_logits, w)
 
-    (loss, (real_logits, fake_logits)), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.disc.params)
+    found, gradients = micro_batches.value_and_grad(
+        loss_function, state.disc.params, batch, *parts_of(b, cfg, axis_name)
+    )
+    loss, (real_logits, fake_logits, w) = found
     metrics = {
         "loss/disc": loss,
         "logit/real": real_logits.mean(),
@@ -707,25 +735,32 @@ def update_discriminator(
         "accuracy/fake": (fake_logits <= 0).mean(dtype=loss.dtype),
     }
     disc = descend(state.disc, gradients, cfg, "discriminator", axis_name)
-    state = count_signs(remember(dataclasses.replace(state, disc=disc), mean), real_logits, axis_name)
-    return state, layers.pmean(metrics, axis_name)
+    state = remember(dataclasses.replace(state, disc=disc), w, axis_name)
+    return count_signs(state, real_logits, axis_name), layers.pmean(metrics, axis_name)
 
 
 def regularise_gradients(state: State, real, label, key, cfg: Complete, axis_name: str | None) -> State:
     """One step down R1, gamma / 2 |grad D|^2 by real pictures before they are augmented."""
+    batch = real, label, draw_distortion(key, len(real), state, cfg, axis_name)
 
-    def loss_function(params):
+    def loss_function(params, batch):
+        real, label, distortion = batch
+
         def logits_of(images):
-            return judge(params, shown(key, images, state, cfg, axis_name), label, cfg, axis_name)
+            return judge(params, adaptive_augment.transform(images, distortion), label, cfg, axis_name)
 
         logits, pull_back = jax.vjp(logits_of, real)
         (gradient,) = pull_back(jnp.ones_like(logits))
-        squared = jnp.sum(gradient**2, (1, 2, 3)).mean()
-        return cfg.r1_interval * cfg.r1 / 2 * squared, (squared, logits)
+        squared = jnp.sum(gradient**2, (1, 2, 3))
+        return cfg.r1_interval * cfg.r1 / 2 * squared.mean(), (squared, logits)
 
-    gradients, (squared, logits) = jax.grad(loss_function, has_aux=True)(state.disc.params)
+    found, gradients = micro_batches.value_and_grad(
+        loss_function, state.disc.params, batch, *parts_of(len(real), cfg, axis_name)
+    )
+    _, (squared, logits) = found
     disc = descend(state.disc, gradients, cfg, "discriminator", axis_name)
-    return count_signs(dataclasses.replace(state, disc=disc, r1=layers.pmean(squared, axis_name)), logits, axis_name)
+    state = dataclasses.replace(state, disc=disc, r1=layers.pmean(squared.mean(), axis_name))
+    return count_signs(state, logits, axis_name)
 
 
 def count_signs(state: State, logits: jax.Array, axis_name: str | None) -> State:

@@ -25,16 +25,37 @@ def check_policy(policy: str) -> tuple[str, ...]:
 
 def diff_augment(key: jax.Array, images: jax.Array, policy: str, axis_name: str | None = None) -> jax.Array:
     """The policy's parts in turn, each with its own draw per image."""
+    return transform(images, draw(key, images.shape, policy, images.dtype, axis_name), policy)
+
+
+def draw(
+    key: jax.Array, shape: tuple[int, ...], policy: str, dtype=jnp.float32, axis_name: str | None = None
+) -> tuple[jax.Array, ...]:
+    """What each part of the policy draws for pictures of that shape, (b, numbers)."""
+    drawing = {"color": draw_color, "translation": draw_translation, "cutout": draw_cutout}
+    parts = enumerate(check_policy(policy))
+    return tuple(drawing[part](jax.random.fold_in(key, i), shape, dtype, axis_name) for i, part in parts)
+
+
+def transform(images: jax.Array, draws: tuple[jax.Array, ...], policy: str) -> jax.Array:
+    """The policy's parts in turn, by what `draw` has given: a pure function of each picture and its numbers."""
     functions = {"color": color, "translation": translation, "cutout": cutout}
-    for i, part in enumerate(check_policy(policy)):
-        images = functions[part](jax.random.fold_in(key, i), images, axis_name)
+    for part, numbers in zip(check_policy(policy), draws, strict=True):
+        images = functions[part](images, numbers)
     return images
 
 
-def color(key: jax.Array, images: jax.Array, axis_name: str | None = None) -> jax.Array:
+def draw_color(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, axis_name: str | None = None) -> jax.Array:
+    """(b, 3), uniform in [0, 1)."""
+
+    def uniform(s):
+        return jax.random.uniform(key, (3, *s), dtype).swapaxes(0, 1)
+
+    return layers.global_draw(uniform, shape[:1], axis_name)
+
+
+def color(images: jax.Array, draws: jax.Array) -> jax.Array:
     """Brightness +-0.5, saturation x 0..2, contrast x 0.5..1.5, uniform."""
-    b = len(images)
-    draws = layers.global_draw(lambda s: jax.random.uniform(key, (3, *s), images.dtype).swapaxes(0, 1), (b,), axis_name)
     brightness, saturation, contrast = (draws[:, i, None, None, None] for i in range(3))
     images = images + (brightness - 0.5)
     grey = images.mean(-1, keepdims=True)
@@ -43,10 +64,15 @@ def color(key: jax.Array, images: jax.Array, axis_name: str | None = None) -> ja
     return (images - mean) * (contrast + 0.5) + mean
 
 
-def translation(key: jax.Array, images: jax.Array, axis_name: str | None = None) -> jax.Array:
+def draw_translation(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, axis_name: str | None = None):
+    """(b, 2) int32, rows and columns, uniform up to 1/8 of the size both ways."""
+    b, h, w, _ = shape
+    return _offsets(key, b, (-(h // 8), -(w // 8)), (h // 8 + 1, w // 8 + 1), axis_name)
+
+
+def translation(images: jax.Array, shifts: jax.Array) -> jax.Array:
     """Shift by up to 1/8 of the size, both ways, black (the value 0 of the paper's code: mid-grey here) moving in."""
-    b, h, w, _ = images.shape
-    shifts = _offsets(key, b, (-(h // 8), -(w // 8)), (h // 8 + 1, w // 8 + 1), axis_name)
+    h, w = images.shape[1:3]
     rows = jnp.arange(h) + shifts[:, :1]  # (b, h): the row each output row shows
     columns = jnp.arange(w) + shifts[:, 1:]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))  # a border of zeros to point at
@@ -54,10 +80,15 @@ def translation(key: jax.Array, images: jax.Array, axis_name: str | None = None)
     return jax.vmap(lambda image, r, c: image[r[:, None], c[None, :]])(padded, rows, columns)
 
 
-def cutout(key: jax.Array, images: jax.Array, axis_name: str | None = None) -> jax.Array:
+def draw_cutout(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, axis_name: str | None = None) -> jax.Array:
+    """(b, 2) int32, the row and column of a centre, uniform in the picture."""
+    b, h, w, _ = shape
+    return _offsets(key, b, (0, 0), (h + (1 - (h // 2) % 2), w + (1 - (w // 2) % 2)), axis_name)
+
+
+def cutout(images: jax.Array, centres: jax.Array) -> jax.Array:
     """A square of half the size set to 0, centred anywhere in the picture, cut off at the edges."""
-    b, h, w, _ = images.shape
-    centres = _offsets(key, b, (0, 0), (h + (1 - (h // 2) % 2), w + (1 - (w // 2) % 2)), axis_name)
+    h, w = images.shape[1:3]
     rows = jnp.arange(h) - (centres[:, :1] - h // 4)
     columns = jnp.arange(w) - (centres[:, 1:] - w // 4)
     inside = ((rows >= 0) & (rows < h // 2))[:, :, None] & ((columns >= 0) & (columns < w // 2))[:, None, :]
