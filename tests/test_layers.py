@@ -301,7 +301,7 @@ def test_devices_share_the_batch_of_a_grouped_convolution(x64):
 
 
 def test_devices_share_what_is_made_of_random_numbers_alone():
-    """As a generator's pictures are where no picture of the data is near: a part of the work for each, the same result."""
+    """As a generator's pictures may be, with none of the data near: a part of the work for each, the same result."""
     mesh = Mesh(np.asarray(jax.devices()[:DEVICES]).reshape(4, 2), ("groups", "batch"))
     whole = NamedSharding(mesh, PartitionSpec())
 
