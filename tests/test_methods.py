@@ -321,6 +321,22 @@ def test_eight_devices_give_what_one_gives(x64, module, cfg):
         assert_close(three_steps(module, cfg, parallel, 8), one, parallel)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module, options",
+    [
+        pytest.param(stylegan2, STYLEGAN2 | dict(group=1, augment_policy="blit,noise", augment_p=0.5), id="stylegan2"),
+        pytest.param(r3gan, R3GAN | dict(conditional=True, classes=3, augment="cutout"), id="r3gan"),
+    ],
+)
+def test_eight_devices_compute_their_batch_in_parts(x64, module, options):
+    """One picture at a time on each, under jit and under pmap: as one device that computes all at once."""
+    cfg = module.Config(**options, dtype="float64")
+    whole, parts = three_steps(module, cfg, "jit", 1), dataclasses.replace(cfg, micro_batch=8, remat=True)
+    for parallel in ("jit", "pmap"):
+        assert_close(three_steps(module, parts, parallel, 8), whole, parallel)
+
+
 def test_a_state_of_one_devices_own_is_found(x64):
     """The test above catches what `pmap` does not: it takes the state of the first device for that of all."""
 

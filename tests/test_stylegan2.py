@@ -1,17 +1,19 @@
 """StyleGAN2 against PyTorch in float64, part by part and step by step, and the properties that it is named for."""
 
 import dataclasses
+import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import load_script
 
 from ganstyle_jax.data import Source
 from ganstyle_jax.gan import stylegan2
 from ganstyle_jax.io.files import UserError
-from ganstyle_jax.nn import adaptive_augment, layers, resampling
+from ganstyle_jax.nn import adaptive_augment, layers, losses, resampling
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -688,3 +690,15 @@ def test_clamping():
     np.testing.assert_allclose(stylegan2.activated(x, 256.0), [-256, -0.2 * math.sqrt(2), math.sqrt(2), 256], rtol=1e-6)
     half = math.sqrt(0.5)
     np.testing.assert_allclose(stylegan2.activated(x, 256.0, half), [-256 * half, -0.2, 1, 256 * half], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_benchmark_times_what_agrees(torch, tmp_path, monkeypatch):
+    script = load_script("bench/stylegan2")
+    bench = script.Bench(16, 64, 4, batch_size=4, rounds=2, steps=2, threads=1, json=tmp_path / "stylegan2.json")
+    record = script.main(bench)
+    assert json.loads(bench.json.read_text())["ratio"] == record["ratio"] > 0
+    assert {name: len(times) for name, times in record["seconds"].items()} == {"ours": 2, "grouped": 2, "scaled": 2}
+    monkeypatch.setattr(losses, "generator_non_saturating", lambda logits: -logits)
+    with pytest.raises(UserError, match="loss/gen of the first step is"):
+        script.main(dataclasses.replace(bench, batch_size=6))
