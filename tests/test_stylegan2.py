@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -261,6 +262,22 @@ def test_five_steps_match_pytorch(x64, torch, reference, options):
         assert abs(float(state.augment_p) - cfg.augment_p) > 1e-3  # it has moved
     else:
         assert state.augment_p == cfg.augment_p
+
+
+@pytest.mark.slow
+def test_mirrored_pictures_come_from_the_key(x64):
+    """A step with mirror is a step without it on pictures some of which are turned, in R1 too."""
+    cfg = dataclasses.replace(PARITY, conditional=False, classes=None, augment="none", path_length=0.0)
+    images, key = pictures(0, BATCH, cfg), jax.random.key(1)
+    which = np.asarray(jax.random.bernoulli(jax.random.fold_in(key, 4), 0.5, (BATCH,)))
+    assert 0 < which.sum() < BATCH
+    by_hand = np.where(which[:, None, None, None], images[:, :, ::-1], images)
+    step = jax.jit(stylegan2.train_step, static_argnames="cfg")
+    mirroring = dataclasses.replace(cfg, mirror=True)
+    turned, _ = step(a_state(cfg), {"real": {"image": images}}, key, mirroring)
+    expected, metrics = step(a_state(cfg), {"real": {"image": by_hand}}, key, cfg)
+    assert metrics["penalty/r1"] > 0
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), turned, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
