@@ -801,7 +801,12 @@ def synthesize(variables: dict, w: jax.Array, cfg: Config) -> jax.Array:
 
 
 def sample_noise(variables: dict, n: int, cfg: Config) -> Any:
-    """What `cfg.noise` says: the state's in every picture, for each of the n another one, or none."""
+    """What `cfg.noise` says: the state's in every picture, for each of the n another one, or none.
+
+    Whatever it says, maps of each picture (n, h, w) in the place of the state's (h, w), as projection finds them.
+    """
+    if all(x.ndim == 3 for x in jax.tree.leaves(variables["noise"])):
+        return variables["noise"]
     if cfg.noise == "const":
         return jax.tree.map(lambda x: x[None], variables["noise"])
     return draw_noise(jax.random.key(0), n, cfg) if cfg.noise == "random" else {}
