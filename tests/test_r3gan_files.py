@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import pickle
 import sys
@@ -106,14 +107,14 @@ def networks(torch, classes, labels=0, widths=WIDTHS, group=GROUP, expansion=2):
     first.LinearLayer = nn.Linear(numbers, widths[0], bias=False)
     last.Basis = nn.Conv2d(widths[0], widths[0], 4, groups=widths[0], bias=False)
     last.LinearLayer = nn.Linear(widths[0], widths[0] if labels else 1, bias=False)
-    before = [first, *(resampling("UpsampleLayer", "Up", a, b) for a, b in zip(widths, widths[1:]))]
+    before = [first, *(resampling("UpsampleLayer", "Up", a, b) for a, b in itertools.pairwise(widths))]
     gen.MainLayers = nn.ModuleList(
         stage("GeneratorStage", [head, *(block(width) for _ in range(BLOCKS))])
         for head, width in zip(before, widths, strict=True)
     )
     gen.AggregationLayer = conv(widths[-1], 3)
     back = widths[::-1]
-    after = [*(resampling("DownsampleLayer", "Down", a, b) for a, b in zip(back, back[1:])), last]
+    after = [*(resampling("DownsampleLayer", "Down", a, b) for a, b in itertools.pairwise(back)), last]
     disc.ExtractionLayer = conv(3, back[0])
     disc.MainLayers = nn.ModuleList(
         stage("DiscriminatorStage", [*(block(width) for _ in range(BLOCKS)), tail])
@@ -324,6 +325,6 @@ def test_nothing_in_a_file_is_executed_and_no_other_class_is_made(torch, tmp_pat
         refused(tmp_path / f"{name}.pkl", "not executed|nothing in it was executed|damaged")
     # Files of StyleGAN2 have no such classes: there none is made.
     path = snapshot(torch, tmp_path / "c.pkl")[0]
-    with pytest.raises(UserError, match="asks for the Python object 'training.networks.Generator'"):
+    with pytest.raises(UserError, match=r"asks for the Python object 'training\.networks\.Generator'"):
         persistent_pickle.read_networks(path)
     assert not trace.exists()
