@@ -123,8 +123,8 @@ def project(
         images, distances = search.look(model.variables, params, targets, state)
         latents, requests = search.found(state)
         noise = jax.tree.map(np.asarray, state[1]["noise"]) if settings.noise_maps else None
-    numbers = map(np.asarray, (images, begun, distances))
-    return Projection(np.asarray(latents), requests, *numbers, noise)
+    latents, images, begun, distances = map(np.asarray, (latents, images, begun, distances))
+    return Projection(latents, requests, images, begun, distances, noise)
 
 
 def compared_by(name: str) -> tuple[Any, Any]:

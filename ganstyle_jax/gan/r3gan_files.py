@@ -127,12 +127,13 @@ def _filters(cfg: r3gan.Config, which: str) -> Iterator[str]:
 
 def from_torch(network: Network, shapes: Any, cfg: r3gan.Config, which: Any, what: str) -> dict:
     """Their arrays as the tree that `shapes` is, and of its dtypes. UserError for arrays of another network."""
+    wanted: dict[str, Any] = flatten_dict(shapes, sep="/")
     left, found = dict(network.arrays), {}
     for name in _filters(cfg, which):
         taps = left.pop(name, None)
         if taps is None or taps.shape != TAPS.shape or not np.allclose(taps, TAPS, atol=1e-5):
             raise UserError(f"{name} of {what} is not there, or another filter than [1, 3, 3, 1], which runs have")
-    for ours, like in flatten_dict(shapes, sep="/").items():
+    for ours, like in wanted.items():
         theirs = name_of(ours, cfg, which)
         if theirs not in left:
             raise UserError(f"{what} has no {theirs}, which the network that it seems to be needs")
