@@ -108,7 +108,7 @@ def test_noise_is_found_too(made):
     network, params = projection.compared_by("auto")
     before = stylegan2.synthesize(model.variables, found.latents, model.cfg)  # with the noise of samples
     wanted, seen = (projection.features(network, params, x) for x in (pictures, before))
-    assert found.distances.sum() < 0.95 * projection.distance(seen, wanted).sum()
+    assert (found.distances < 0.6 * projection.distance(seen, wanted)).all()
     for x in jax.tree.leaves(found.noise):
         assert x.shape[0] == 2 and np.abs(x[0] - x[1]).max() > 0.1
         np.testing.assert_allclose(x.mean((1, 2)), 0, atol=1e-5)

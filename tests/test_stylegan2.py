@@ -556,6 +556,12 @@ def test_noise_changes_pictures_and_its_strength_begins_at_0():
         for noise in ("const", "random", "none")
     }
     assert min(np.abs(drawn[a] - drawn[b]).max() for a, b in [("const", "random"), ("const", "none")]) > 0.01
+    # Maps of each picture's own, whatever the settings say: those of samples in the last one alone.
+    own = jax.tree.map(lambda x: np.stack([0 * x, 0 * x, x]), state.noise)
+    silent = dataclasses.replace(TINY, noise="none")
+    given = np.asarray(stylegan2.sample(stylegan2.generator(state, TINY) | {"noise": own}, z, silent))
+    np.testing.assert_allclose(given[:2], drawn["none"][:2], atol=1e-6)
+    np.testing.assert_allclose(given[2], drawn["const"][2], atol=1e-6)
     still = jax.tree_util.tree_map_with_path(
         lambda path, x: np.zeros_like(x) if path[-1].key == "noise_strength" else x, state.ema
     )

@@ -9,9 +9,10 @@ method that has `to_w` and `synthesize` is searched among its styles w, all othe
 `noise_maps` the maps of noise are searched too, which a method keeps as variables["noise"].
 
 Differs from Karras et al.: unless told otherwise the search begins at the nearest of some random latents, in place of
-the average style, and maps of noise stay those of samples; where they are searched, it begins with those. z is kept at
-the length that most draws have, as Menon et al. 2020 do (arXiv:2003.03808). Features are compared as in LPIPS without
-its learned weights (Zhang et al. 2018, arXiv:1801.03924): each pixel's divided by their length.
+the average style, and maps of noise stay those of samples; where they are searched, it begins with those, and the weight
+of their penalty goes with the number of pixels, since the paper's, of 1024 pixels a side, holds smaller maps still. z is
+kept at the length that most draws have, as Menon et al. 2020 do (arXiv:2003.03808). Features are compared as in LPIPS
+without its learned weights (Zhang et al. 2018, arXiv:1801.03924): each pixel's divided by their length.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 LARGEST = 256  # pixels of a side that features are taken of; larger pictures are averaged down
 CANDIDATES = 64  # random latents of which the nearest is begun with
 AVERAGED = 10_000  # random latents whose average is begun with, if so
-PENALTY = 1e5  # weight of `noise_penalty`, as the paper's alpha
+PENALTY = 1e5 / 1024**2  # weight of `noise_penalty` for each pixel of the largest map: the paper's at 1024 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +282,10 @@ class Search:
                 moved = searched | {"latents": searched["latents"] + noise}
                 seen = features(self.network, params, self.drawn(variables, requests, moved))
                 apart = distance(seen, wanted).sum()
-                return apart + PENALTY * noise_penalty(searched["noise"]).sum() if "noise" in searched else apart
+                if "noise" not in searched:
+                    return apart
+                pixels = max(math.prod(x.shape[1:]) for x in jax.tree.leaves(searched["noise"]))
+                return apart + PENALTY * pixels * noise_penalty(searched["noise"]).sum()
 
             updates, opt_state = self.adam().update(jax.grad(loss)(searched), opt_state)
             rate = self.rate(t + 1 / self.settings.steps)
