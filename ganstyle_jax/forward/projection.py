@@ -9,10 +9,10 @@ method that has `to_w` and `synthesize` is searched among its styles w, all othe
 `noise_maps` the maps of noise are searched too, which a method keeps as variables["noise"].
 
 Differs from Karras et al.: unless told otherwise the search begins at the nearest of some random latents, in place of
-the average style, and maps of noise stay those of samples; where they are searched, it begins with those, and the weight
-of their penalty goes with the number of pixels, since the paper's, of 1024 pixels a side, holds smaller maps still. z is
-kept at the length that most draws have, as Menon et al. 2020 do (arXiv:2003.03808). Features are compared as in LPIPS
-without its learned weights (Zhang et al. 2018, arXiv:1801.03924): each pixel's divided by their length.
+the average style, and maps of noise stay those of samples; where they are searched, it begins with those, and the
+weight of their penalty goes with the number of pixels, since the paper's, of 1024 pixels a side, holds smaller maps
+still. z is kept at the length that most draws have, as Menon et al. 2020 do (arXiv:2003.03808). Features are compared
+as in LPIPS without its learned weights (Zhang et al. 2018, arXiv:1801.03924): each pixel's divided by their length.
 """
 
 import dataclasses
