@@ -57,7 +57,7 @@ TINY_METHODS = [
     ),
     pytest.param(
         stylegan2,
-        stylegan2.Config(**STYLEGAN2, augment="none", conditional=True, classes=3),
+        stylegan2.Config(**STYLEGAN2, augment="none", conditional=True, classes=3, mirror=True),
         id="stylegan2-conditional",
     ),
     pytest.param(adain, adain.Config(24, 16, small_encoder.path(), ema_halflife_images=50.0), id="adain"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -263,6 +264,22 @@ def test_five_steps_match_pytorch(x64, torch, reference, options):
         assert abs(float(state.augment_p) - cfg.augment_p) > 1e-3  # it has moved
     else:
         assert state.augment_p == cfg.augment_p
+
+
+@pytest.mark.slow
+def test_mirrored_pictures_come_from_the_key(x64):
+    """A step with mirror is a step without it on pictures some of which are turned, in R1 too."""
+    cfg = dataclasses.replace(PARITY, conditional=False, classes=None, augment="none", path_length=0.0)
+    images, key = pictures(0, BATCH, cfg), jax.random.key(1)
+    which = np.asarray(jax.random.bernoulli(jax.random.fold_in(key, 4), 0.5, (BATCH,)))
+    assert 0 < which.sum() < BATCH
+    by_hand = np.where(which[:, None, None, None], images[:, :, ::-1], images)
+    step = jax.jit(stylegan2.train_step, static_argnames="cfg")
+    mirroring = dataclasses.replace(cfg, mirror=True)
+    turned, _ = step(a_state(cfg), {"real": {"image": images}}, key, mirroring)
+    expected, metrics = step(a_state(cfg), {"real": {"image": by_hand}}, key, cfg)
+    assert metrics["penalty/r1"] > 0
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), turned, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -543,6 +560,12 @@ def test_noise_changes_pictures_and_its_strength_begins_at_0():
         for noise in ("const", "random", "none")
     }
     assert min(np.abs(drawn[a] - drawn[b]).max() for a, b in [("const", "random"), ("const", "none")]) > 0.01
+    # Maps of each picture's own, whatever the settings say: those of samples in the last one alone.
+    own = jax.tree.map(lambda x: np.stack([0 * x, 0 * x, x]), state.noise)
+    silent = dataclasses.replace(TINY, noise="none")
+    given = np.asarray(stylegan2.sample(stylegan2.generator(state, TINY) | {"noise": own}, z, silent))
+    np.testing.assert_allclose(given[:2], drawn["none"][:2], atol=1e-6)
+    np.testing.assert_allclose(given[2], drawn["const"][2], atol=1e-6)
     still = jax.tree_util.tree_map_with_path(
         lambda path, x: np.zeros_like(x) if path[-1].key == "noise_strength" else x, state.ema
     )
