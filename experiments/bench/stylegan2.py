@@ -113,8 +113,9 @@ def main(bench: Bench) -> dict[str, Any]:
 
     def ours_drawn(phase: int, n: int) -> dict[str, Any]:
         found = jax.tree.map(np.array, stylegan2.draw(keys[phase][0], n, cfg))
-        cut = {"cut": int(found.pop("cut")[0])}
-        return reference.tensors(found, False, torch.float32) | cut
+        cut = int(found.pop("cut")[0])
+        made: Any = reference.tensors(found, False, torch.float32)
+        return made | {"cut": cut}
 
     def ours_projected(n: int) -> Any:
         drawn = np.array(jax.random.normal(keys[1][1], (n, size, size, 3)))
