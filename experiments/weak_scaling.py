@@ -71,9 +71,6 @@ def count(settings: Settings, work: str, devices: Sequence[Any]) -> dict[str, An
     else:
         cfg = dcgan.Config(image_size=settings.image_size, channels=3, width=settings.width)
         made = plan.plan_training(dcgan, cfg, train.Loop(batch_size=settings.batch * n, **WAYS[work]), devices)
-    exchanged: dict[str, list[int]] = {}
-    for kind, size in made.collectives:
-        exchanged.setdefault(kind, []).append(size)
     return {
         "work": work,
         "platform": devices[0].device_kind,
@@ -81,7 +78,7 @@ def count(settings: Settings, work: str, devices: Sequence[Any]) -> dict[str, An
         "flops": made.flops,
         "state_and_data_bytes": made.arguments,
         "temporary_bytes": made.temporary,
-        "collectives": {kind: {"count": len(of), "bytes": sum(of)} for kind, of in exchanged.items()},
+        "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in made.collectives.items()},
     }
 
 

@@ -1,11 +1,15 @@
 # ruff: noqa: E501 - the lines of programs
 """What is read from the text of compiled programs: FLOPs and bytes of what is known by hand."""
 
+import dataclasses
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from ganstyle_jax.gan import stylegan2
 from ganstyle_jax.loop import kernels
 
 PROGRAM = """
@@ -97,6 +101,71 @@ ENTRY %main (a: f32[4]) -> f32[8] {
 def test_exchanges_by_hand():
     found = [(kernel.what, kernel.traffic) for kernel in kernels.kernels(EXCHANGES)]
     assert found == [("all-reduce", 4 * (4 * 4 * 3 * 64 + 64)), ("collective-permute", 32), ("all-gather", 128)]
+
+
+CONDITIONALS = """
+%rare (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %inner = f32[8]{0} conditional(%x, %x, %x), branch_computations={%idle, %busy}, metadata={op_name="jit(f)/every_4_steps/cond/branch_1_fun/cond"}
+  ROOT %twice = f32[8]{0} add(%inner, %inner)
+}
+
+%idle (x: f32[8]) -> f32[8] {
+  ROOT %x = f32[8]{0} parameter(0)
+}
+
+%busy (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %sine = f32[8]{0} sine(%x)
+}
+
+%else (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %negative = f32[8]{0} negate(%x)
+}
+
+%body (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %cosine = f32[8]{0} cosine(%x)
+}
+
+%always (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %loop = f32[8]{0} while(%x), condition=%idle, body=%body, backend_config={"known_trip_count":{"n":"6"}}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %lazy = f32[8]{0} conditional(%x, %x, %x), branch_computations={%else, %rare}, metadata={op_name="jit(f)/every_4_steps/cond"}
+  %chosen = f32[8]{0} conditional(%x, %lazy, %lazy), true_computation=%always, false_computation=%idle, metadata={op_name="jit(f)/cond"}
+  %all = f32[8]{0} conditional(%x, %chosen, %chosen), branch_computations={%idle, %busy}, metadata={op_name="jit(f)/every_1_steps/cond"}
+  ROOT %last = f32[8]{0} exponential(%all)
+}
+"""
+
+
+def test_conditionals_by_hand():
+    """A scope says how often its own conditional takes the dearest branch; any other always does."""
+    found = [(kernel.name, kernel.times, kernel.peak) for kernel in kernels.kernels(CONDITIONALS)]
+    lazy = [("sine", 1 / 4, 4), ("twice", 1 / 4, 4), ("negative", 3 / 4, 0)]
+    assert found == [*lazy, ("cosine", 6, 1), ("sine", 1, 1), ("last", 1, 1)]
+
+
+def test_what_stylegan2_does_lazily_is_heard():
+    @flax.struct.dataclass
+    class Counted:
+        step: jax.Array
+        x: jax.Array
+
+    def phase(state):
+        return dataclasses.replace(state, x=jnp.tanh(state.x @ state.x))
+
+    def loop(state):
+        return lax.fori_loop(0, 100, lambda i, state: stylegan2.lazily(16, phase, state), state)
+
+    program = jax.jit(loop).lower(Counted(jnp.int32(0), jnp.zeros((32, 32)))).compile().as_text()
+    (product,) = (kernel for kernel in kernels.kernels(program) if kernel.kind == "product")
+    assert (product.times, product.peak) == (100 / 16, 16)
 
 
 def test_what_is_no_program():

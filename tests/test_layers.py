@@ -300,6 +300,25 @@ def test_devices_share_the_batch_of_a_grouped_convolution(x64):
     assert_close(three, layers.grouped_conv(x[:3], k, 5), 1e-12)
 
 
+def test_devices_share_what_is_made_of_random_numbers_alone():
+    """As a generator's pictures are where no picture of the data is near: a part of the work for each, the same result."""
+    mesh = Mesh(np.asarray(jax.devices()[:DEVICES]).reshape(4, 2), ("groups", "batch"))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def loss(weights, b):
+        return jnp.mean((layers.global_normal(jax.random.key(0), (b, 64), None) @ weights) ** 2)
+
+    weights, flops = jnp.eye(64), {}
+    for b in (4 * DEVICES, 4 * DEVICES + 1):  # the latter cannot be shared
+        alone = jax.jit(jax.grad(loss), static_argnums=1)
+        with layers.sharing(mesh):
+            together = jax.jit(jax.grad(loss), static_argnums=1, in_shardings=whole).lower(weights, b).compile()
+        flops[b] = together.cost_analysis()["flops"] / alone.lower(weights, b).compile().cost_analysis()["flops"]
+        assert_close(together(jax.device_put(weights, whole)), alone(weights, b), 1e-5)
+    shared, not_shared = flops.values()
+    assert shared < 1.5 / DEVICES and not_shared > 0.9
+
+
 def test_grouped_convolutions_inside_loops(x64):
     x, k, weight = grouped_operands(GROUPED[1])
 

@@ -597,7 +597,9 @@ def train_step(
 
 def lazily(interval: int, phase: Callable, state: State, *arguments) -> State:
     """The phase in every step that the interval divides, the first one among them."""
-    return lax.cond(state.step % interval == 0, lambda state: phase(state, *arguments), lambda state: state, state)
+    now = state.step % interval == 0
+    with jax.named_scope(f"every_{interval}_steps"):  # which `ganstyle plan` reads
+        return lax.cond(now, lambda state: phase(state, *arguments), lambda state: state, state)
 
 
 def half_of(b: int, axis_name: str | None) -> int:

@@ -5,6 +5,9 @@ the loops' bodies and of what those call is a kernel, an exchange between device
 products of matrices are counted by their shapes, with the places outside the picture as work as well; the rest counts
 one operation for each number that is computed. A kernel reads its operands and writes its results once; of what it
 slices it reads the slice alone, and what it updates in place it writes in that place alone.
+
+Of a conditional the dearest branch is run. How often, the program does not say; a method can, by the scope in which it
+has the conditional, such as `every_16_steps`: then that branch counts a sixteenth, and the other the rest.
 """
 
 import collections
@@ -90,7 +93,8 @@ class Kernel:
     precise: bool = False  # float32 in full, where a GPU would round to TF32
     channels_last: bool = True  # of a convolution: all its maps
     what: str = ""  # cuDNN's name of a convolution, or the kind of an exchange
-    times: float = 1  # in a step
+    times: float = 1  # in a step, on average
+    peak: float = 1  # so many times as often in a step that takes the dearest branch of every conditional
     looped: bool = False  # in the body of a loop of the program
 
 
@@ -175,12 +179,26 @@ def _walk(computations: dict[str, Computation], name: str, times: int, looped: b
         elif op == "conditional":
             branches = instruction.called("branch_computations", "true_computation", "false_computation")
             walked = [list(_walk(computations, branch, times, looped)) for branch in branches]
-            yield from max(walked, key=lambda branch: sum(kernel.traffic for kernel in branch))
+            yield from _taken(walked, instruction.place)
         elif op in ("call", "async-start"):
             for called in instruction.called("to_apply", "calls"):
                 yield from _walk(computations, called, times, looped)
         else:
             yield dataclasses.replace(_kernel(computations, computation, instruction), times=times, looped=looped)
+
+
+def _taken(branches: list[list[Kernel]], place: str) -> Iterator[Kernel]:
+    """Of a conditional's branches the dearest, in all steps or in each so manieth, between which the other is run."""
+    dearest, *others = sorted(branches, key=lambda branch: sum(kernel.traffic for kernel in branch), reverse=True)
+    said = re.search(r"\bevery_(\d+)_steps\b", place.rpartition("/branch_")[2])  # of its own, not of one around it
+    if said is None:
+        yield from dearest
+        return
+    share = 1 / max(1, int(said[1]))
+    for kernel in dearest:
+        yield dataclasses.replace(kernel, times=kernel.times * share, peak=kernel.peak / share)
+    for kernel in others[0] if others else ():
+        yield dataclasses.replace(kernel, times=kernel.times * (1 - share), peak=0)
 
 
 def _kernel(computations: dict[str, Computation], computation: Computation, instruction: Instruction) -> Kernel:

@@ -8,6 +8,9 @@ TPUs    the longer of all arithmetic and all memory traffic, at their peaks, and
 GPUs    kernel by kernel the longer of the two, at the shares of the peaks that large convolutions and streams of memory
         commonly reach, and between two kernels a pause; FLOPs and bytes are counted in the program, see kernels.py.
         Not in it: which algorithm cuDNN takes, what the second-level cache saves, and the host.
+
+What a method does in each so manieth step only, in a scope such as `every_16_steps`, counts so much less, in all but
+memory: figures are those of an average step.
 """
 
 import collections
@@ -58,10 +61,21 @@ class Plan:
     hosts: int = 1  # among which the chips are
 
     @property
-    def collectives(self) -> list[tuple[str, int]]:
-        """Kind of each exchange between chips and bytes of its result, in the program's order."""
-        found = [kernel for kernel in self.kernels if kernel.kind == "exchange"]
-        return [(kernel.what, kernel.traffic) for kernel in found for _ in range(round(kernel.times))]
+    def collectives(self) -> dict[str, tuple[float, float]]:
+        """How many exchanges between chips of each kind a step has, on average, and the bytes of their results."""
+        found: dict[str, tuple[float, float]] = {}
+        for kernel in self.kernels:
+            if kernel.kind == "exchange" and round(kernel.times * kernel.peak):  # not what is done once for many steps
+                count, size = found.get(kernel.what, (0, 0))
+                found[kernel.what] = count + kernel.times, size + kernel.times * kernel.traffic
+        return found
+
+    @property
+    def dearest_step(self) -> "Plan":
+        """Of a step that takes the dearest branch of every conditional; all steps are alike if there is none."""
+        flops, traffic = shares(self.kernels)
+        run = tuple(dataclasses.replace(k, times=k.times * k.peak, peak=1) for k in self.kernels)
+        return dataclasses.replace(self, flops=self.flops / flops, traffic=self.traffic / traffic, kernels=run)
 
     @property
     def memory(self) -> int:
@@ -101,15 +115,16 @@ def run(module: ModuleType, settings: Any, cfg: Any) -> None:
         if isinstance(settings, TrainingSettings):
             shared = {name: getattr(settings, name) for name in ("batch_size", "shard_state", "shard_devices")}
             found = plan_training(module, cfg, Loop(**shared), devices)
-            unit = f"a training step of {settings.batch_size} images"
+            images, unit = settings.batch_size, f"a training step of {settings.batch_size} images"
         else:
+            images = None
             with layers.compiling_for(devices[0].platform):
                 lowered = module.lower_step(settings, cfg, devices)
                 advice, unit = lowered.advice, lowered.unit
                 found = plan_lowered(lowered.lowered, devices, lowered.kept)
     except DoesNotFitError as error:
         raise UserError(f"{error}: {advice}") from error
-    print(report(found, chip, unit))
+    print(report(found, chip, unit, images))
     check_memory(found, chip, advice)
 
 
@@ -165,19 +180,37 @@ def plan_lowered(lowered: Any, devices: Sequence[Any], kept: int = 0) -> Plan:
     planned, cost = compiled.memory_analysis(), compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     run = tuple(kernels(compiled.as_text()))
-    if not cost:  # the GPUs' compiler
-        matrices = sum(kernel.flops * kernel.times for kernel in run if kernel.kind in ("convolution", "product"))
-        moved = sum(kernel.traffic * kernel.times for kernel in run if kernel.kind != "exchange")
-        cost = {"flops": matrices, "bytes accessed": float(moved)}
+    if cost:  # in which each conditional takes its dearest branch
+        shared = zip(("flops", "bytes accessed"), shares(run), strict=True)
+        flops, traffic = (cost.get(name, 0.0) * share for name, share in shared)
+    else:  # the GPUs' compiler
+        flops, traffic = counted(run)
     return Plan(
         len(devices),
         kept + planned.argument_size_in_bytes + planned.output_size_in_bytes - planned.alias_size_in_bytes,
         planned.temp_size_in_bytes,
-        cost.get("flops", 0.0),
-        cost.get("bytes accessed", 0.0),
+        flops,
+        traffic,
         run,
         len({device.process_index for device in devices}),
     )
+
+
+def counted(run: Sequence[Kernel], peak: bool = False) -> tuple[float, float]:
+    """FLOPs of convolutions and products, and bytes between chip and memory; of an average step or the dearest."""
+    flops = traffic = 0.0
+    for kernel in run:
+        times = kernel.times * (kernel.peak if peak else 1)
+        flops += times * kernel.flops * (kernel.kind in ("convolution", "product"))
+        traffic += times * kernel.traffic * (kernel.kind != "exchange")
+    return flops, traffic
+
+
+def shares(run: Sequence[Kernel]) -> tuple[float, float]:
+    """What an average step has of the FLOPs and of the traffic of the dearest."""
+    pairs = zip(counted(run), counted(run, peak=True), strict=True)
+    flops, traffic = (average / dearest if dearest else 1.0 for average, dearest in pairs)
+    return flops, traffic
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,12 +288,10 @@ def _exchange(kernel: Kernel, plan: Plan, chip: Chip) -> float:
 # In words
 
 
-def report(plan: Plan, chip: Chip, unit: str) -> str:
-    """What a person wants to know; unit: what one step does, in words."""
+def report(plan: Plan, chip: Chip, unit: str, images: int | None = None) -> str:
+    """What a person wants to know; unit: what one step does, in words; images: of a training step."""
     time = estimate(plan, chip)
-    groups: dict[str, list[int]] = {}
-    for kind, size in plan.collectives:
-        groups.setdefault(kind, []).append(size)
+    groups = plan.collectives.items()
     share = "half of " if chip.gpu else ""
     lines = [
         f"{plan.chips} {'GPU' if chip.gpu else 'chip'}{'s' * (plan.chips > 1)} {chip.kind}; {unit}",
@@ -271,13 +302,22 @@ def report(plan: Plan, chip: Chip, unit: str) -> str:
         f"memory traffic: {gigabytes(plan.traffic)} a chip, {1e3 * time.memory:.3g} ms at "
         f"{'80 % of ' if chip.gpu else ''}{chip.bandwidth / 1e9:g} GB/s",
         "exchange: "
-        + ("; ".join(f"{len(sizes)} {kind}, {sum(sizes) / 1e6:,.3g} MB" for kind, sizes in groups.items()) or "none")
+        + ("; ".join(f"{round(count, 1):g} {kind}, {size / 1e6:,.3g} MB" for kind, (count, size) in groups) or "none")
         + f", {1e3 * time.exchange:.3g} ms at {chip.links / 1e9:g} GB/s",
         *([kernels_in_words(plan), kinds_in_words(plan, chip)] if chip.gpu else []),
         f"estimate: {1e3 * time.step:.3g} ms"
+        + (f", {per_thousand(time, images):.3g} s for 1,000 images" if images else "")
         + (f", at {time.efficiency:.0%} of the speed of chips that need not talk" if plan.chips > 1 else ""),
     ]
+    if any(kernel.peak != 1 for kernel in plan.kernels):
+        dearest_step = estimate(plan.dearest_step, chip).step
+        lines.append(f"all but memory is that of an average step; the dearest takes {1e3 * dearest_step:.3g} ms")
     return "\n".join([*lines, "", dearest(plan, chip)]) if plan.kernels else "\n".join(lines)
+
+
+def per_thousand(time: Estimate, images: int) -> float:
+    """Seconds for 1,000 images, of a step that has so many."""
+    return 1000 * time.step / images
 
 
 def convolutions(plan: Plan) -> dict[str, float]:
@@ -293,7 +333,7 @@ def convolutions(plan: Plan) -> dict[str, float]:
 def kernels_in_words(plan: Plan) -> str:
     """How many kernels there are, and of which kinds the convolutions."""
     count = sum(kernel.times for kernel in plan.kernels)
-    listed = "; ".join(f"{times:g} {kind}" for kind, times in sorted(convolutions(plan).items()))
+    listed = "; ".join(f"{round(times, 1):g} {kind}" for kind, times in sorted(convolutions(plan).items()))
     return f"kernels: {count:,.0f}, {PAUSE * 1e6:g} us apart" + (f"; convolutions: {listed}" if listed else "")
 
 
@@ -330,7 +370,7 @@ def place(kernel: Kernel) -> str:
     backward = ", backward" if "transpose(" in kernel.place else ""
     parts = []
     for part in re.sub(r"(transpose|jvp|vmap|rematted_computation)\(|\)(?=[/)]|$)", "", kernel.place).split("/"):
-        if part and part not in ("while", "body", "closed_call", "checkpoint") and not part.startswith("jit("):
+        if not re.fullmatch(r"|while|body|closed_call|checkpoint|cond|branch_\d+_fun|jit\(.*", part):
             parts.append(part)
     return "/".join(parts) + backward
 

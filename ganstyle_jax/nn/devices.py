@@ -54,7 +54,7 @@ _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", defa
 
 @contextlib.contextmanager
 def sharing(mesh: Mesh) -> Iterator[None]:
-    """Within it, `by_device` knows that all axes of the mesh share the batch, as it does under `jit`."""
+    """Within it, draws and `by_device` know that all axes of the mesh share the batch, as they do under `jit`."""
     token = _mesh.set(mesh)
     try:
         yield
@@ -82,10 +82,14 @@ def by_device(operation: Callable[[jax.Array, jax.Array], jax.Array]) -> Callabl
 def global_draw(draw: Callable[[Sequence[int]], jax.Array], shape: Sequence[int], axis_name: str | None) -> jax.Array:
     """This device's part, of the given shape, of a draw for the global batch: the same numbers on any device count.
 
-    `draw` maps a shape to random numbers, such as `lambda shape: jax.random.uniform(key, shape)`.
+    `draw` maps a shape to random numbers, such as `lambda shape: jax.random.uniform(key, shape)`. Under `jit` the
+    compiler is told that devices share them: where no picture of the data is near, all would draw and compute all.
     """
     if axis_name is None:
-        return draw(shape)
+        drawn, mesh = draw(shape), _mesh.get()
+        if mesh is None or mesh.size == 1 or shape[0] % mesh.size:
+            return drawn
+        return lax.with_sharding_constraint(drawn, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
     everything = draw((shape[0] * axis_size(axis_name), *shape[1:]))
     return lax.dynamic_slice_in_dim(everything, lax.axis_index(axis_name) * shape[0], shape[0])
 
