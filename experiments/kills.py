@@ -1,6 +1,7 @@
 """Kills a training run at random moments, many times, and checks that nothing is lost.
 
     python experiments/kills.py                      # 30 kills
+    python experiments/kills.py --method r3gan       # of another method than DCGAN
     python experiments/kills.py --processes 2 3 4 --kills 100 --steps 300 --checkpoint-every 3 --width 4 \
         --batch-size 12 --json kills_processes.json
 
@@ -34,7 +35,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -64,8 +65,9 @@ class Settings:
     seed: int = 0  # decides the moments
     steps: int = 2_000  # training steps of the run
     checkpoint_every: int = 5  # steps between checkpoints
+    method: Literal["dcgan", "stylegan2", "r3gan"] = "dcgan"  # that is trained
     image_size: int = 16  # pixels
-    width: int = 16  # channels of the finest hidden layer
+    width: int = 16  # channels of the finest hidden layer; of StyleGAN2, a sixteenth of its capacity
     batch_size: int = 16  # images in a step
     processes: tuple[int, ...] = (1,)  # that do the run together, a device each; further numbers: of other lives
     json: Path | None = Path("kills.json")  # file for the record; a bare name goes into experiments/results/
@@ -200,7 +202,8 @@ class Life:
     """One program that trains, from its start to its end."""
 
     def __init__(self, settings: Settings, run_dir: Path, folder: Path, processes: int, exact: bool):
-        command = [sys.executable, "-m", "ganstyle_jax", "train", "dcgan", "--data", "glyphs", "--resume", "auto"]
+        command = [sys.executable, "-m", "ganstyle_jax", "train", settings.method]
+        command += ["--data", "glyphs", "--resume", "auto"]
         command += [
             "--run-dir",
             str(run_dir),
@@ -209,17 +212,19 @@ class Life:
             "--log-every",
             str(settings.steps),
         ]
-        for name in ("steps", "checkpoint_every", "image_size", "width", "batch_size"):
+        for name in ("steps", "checkpoint_every", "image_size", "batch_size"):
             command += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+        slowly = {
+            "dcgan": ["--generator-learning-rate", "1e-5", "--discriminator-learning-rate", "1e-5"],
+            "stylegan2": ["--learning-rate", "1e-5"],
+            "r3gan": ["--learning-rate", "1e-5", "1e-5"],
+        }
+        if settings.method == "stylegan2":
+            command += ["--preset", "small", "--capacity", str(16 * settings.width)]
+        else:
+            command += ["--width", str(settings.width)]
         if not exact:  # the smaller the steps, the less do they make of a difference in rounding
-            command += [
-                "--dtype",
-                "float64",
-                "--generator-learning-rate",
-                "1e-5",
-                "--discriminator-learning-rate",
-                "1e-5",
-            ]
+            command += ["--dtype", "float64", *slowly[settings.method]]
         self.logs = [folder / f"log{i}.txt" for i in range(processes)]
         # A compilation cache of its own: the first life compiles, the others start quickly.
         environment = os.environ | {"GANSTYLE_HOME": str(folder)}

@@ -27,4 +27,5 @@ CONVERTERS = {
     "adain": "ganstyle_jax.style.adain_files",
     "cyclegan": "ganstyle_jax.gan.cyclegan_files",
     "stylegan2": "ganstyle_jax.gan.stylegan2_files",
+    "r3gan": "ganstyle_jax.gan.r3gan_files",
 }

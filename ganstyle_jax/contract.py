@@ -35,7 +35,9 @@ and may have
                                                    `sample` takes both as requests["label"], for films between classes
     to_w(variables, requests, cfg) -> (n, styles, d), synthesize(variables, w, cfg) -> images
                                                    what lies between latents and pictures, where `ganstyle project` then
-                                                   searches; and cfg.styles, how many a picture has
+                                                   searches; and cfg.styles, how many a picture has. If variables have
+                                                   "noise", a tree of maps (h, w) that all pictures are drawn with, it
+                                                   can search these too: then maps (n, h, w), of each picture its own
     mix(variables, requests, others, cfg, layers) -> images
                                                    with the styles of `others` in these layers, for `ganstyle sample`
     discriminate(state, images, cfg), first_layer(variables, cfg), activations(variables, requests, cfg)

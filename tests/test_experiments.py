@@ -197,7 +197,7 @@ def test_distances_of_translations_are_those_of_their_features():
 
 
 DESCRIBED = ["mnist", "flowers", "lfw", "cifar10", "cifar10_r3gan", "celeba", "ffhq256", "afhq", "adain", "cyclegan"]
-DESCRIBED += ["conditional_glyphs", "stacked_mnist"]
+DESCRIBED += ["conditional_glyphs", "stacked_mnist", "gans_at_64", "half_precision"]
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
@@ -294,6 +294,46 @@ def test_glyphs_on_demand_are_read(tmp_path, capsys):
     pictures, labels = np.stack([first[k] for k in range(10)] * 2), np.tile(np.arange(10), 2)
     found = script.counted(pictures, labels, "0123456789")
     assert found["variety"] == 0 and found["as_asked"] == 1 and min(found["by_class"].values()) == 1
+
+
+@pytest.mark.slow
+def test_gans_are_compared_for_as_long(tmp_path, capsys):
+    """One dispatch of the quickest, judged by real pictures that are smooth, which are near to each other."""
+    script = load_script("gans_at_64")
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (40, 1, 1, 3)) + rng.integers(-9, 10, (40, 64, 64, 3))
+    np.savez(tmp_path / "smooth.npz", images=np.clip(colours, 0, 255).astype(np.uint8))
+    small = {"batch_size": 2, "minutes": 0.0, "samples": 12, "real": 24, "seeds": (0,), "methods": ("dcgan",)}
+    of = (f"smooth={tmp_path / 'smooth.npz'}",)
+    settings = script.Settings(of, "compact:relu2_1", tmp_path / "runs", json=tmp_path / "record.json", **small)
+    record = script.main(settings)
+    (row,) = record["rows"]
+    assert (row["data"], row["method"], row["images"]) == ("smooth", "dcgan", 2 * row["steps"])
+    assert row["fid"] > record["real"]["smooth"]["floor"]["fid"] > 0
+    assert (tmp_path / "runs/smooth/dcgan/seed0/samples.png").is_file()
+    assert script.main(settings)["rows"] == record["rows"]  # not repeated
+    assert "| smooth | dcgan (1 seeds) | " in capsys.readouterr().out
+    for wrong, message in (({"data": ("a.zip",)}, "NAME=SOURCE..., got 'a.zip'"), ({"methods": ("vae",)}, "got 'vae'")):
+        with pytest.raises(ValueError, match=message):
+            script.Settings(**{"data": of} | wrong)
+
+
+@pytest.mark.slow
+def test_half_precision_is_followed(tmp_path, capsys):
+    script = load_script("half_precision")
+    cfg = dataclasses.replace(script.CONFIG, image_size=16, latent_dim=4, capacity=64, max_channels=4, augment="none")
+    small = {"glyphs": 20, "steps": 2, "measure_every": 1, "batch_size": 2, "samples": 20, "config": cfg}
+    record = script.main(tmp_path / "runs", json=tmp_path / "record.json", **small)
+    assert [(row["dtype"], row["step"]) for row in record["rows"]] == [
+        ("float32", 1),
+        ("float32", 2),
+        ("bfloat16", 1),
+        ("bfloat16", 2),
+    ]
+    one, half = record["rows"][0], record["rows"][2]  # the same pictures and draws, in fewer digits
+    assert half["mean"]["loss/gen"] != one["mean"]["loss/gen"] == pytest.approx(half["mean"]["loss/gen"], rel=0.05)
+    assert all(0 < row["largest"] <= 256 and np.isfinite(row["fid"]) for row in record["rows"])
+    assert "| 2 | bfloat16 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

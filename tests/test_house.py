@@ -24,6 +24,7 @@ UPWARDS = {
     ("gan/convert.py", "loop"),
     ("gan/cyclegan_files.py", "loop"),
     ("gan/stylegan2_files.py", "loop"),
+    ("gan/r3gan_files.py", "loop"),
     ("style/fast_style_files.py", "loop"),
     ("style/adain_files.py", "loop"),
 }

@@ -57,7 +57,7 @@ TINY_METHODS = [
     ),
     pytest.param(
         stylegan2,
-        stylegan2.Config(**STYLEGAN2, augment="none", conditional=True, classes=3),
+        stylegan2.Config(**STYLEGAN2, augment="none", conditional=True, classes=3, mirror=True),
         id="stylegan2-conditional",
     ),
     pytest.param(adain, adain.Config(24, 16, small_encoder.path(), ema_halflife_images=50.0), id="adain"),
@@ -319,6 +319,22 @@ def test_eight_devices_give_what_one_gives(x64, module, cfg):
     one = three_steps(module, cfg, "jit", 1)
     for parallel in ("jit", "pmap"):
         assert_close(three_steps(module, cfg, parallel, 8), one, parallel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module, options",
+    [
+        pytest.param(stylegan2, STYLEGAN2 | dict(group=1, augment_policy="blit,noise", augment_p=0.5), id="stylegan2"),
+        pytest.param(r3gan, R3GAN | dict(conditional=True, classes=3, augment="cutout"), id="r3gan"),
+    ],
+)
+def test_eight_devices_compute_their_batch_in_parts(x64, module, options):
+    """One picture at a time on each, under jit and under pmap: as one device that computes all at once."""
+    cfg = module.Config(**options, dtype="float64")
+    whole, parts = three_steps(module, cfg, "jit", 1), dataclasses.replace(cfg, micro_batch=8, remat=True)
+    for parallel in ("jit", "pmap"):
+        assert_close(three_steps(module, parts, parallel, 8), whole, parallel)
 
 
 def test_a_state_of_one_devices_own_is_found(x64):

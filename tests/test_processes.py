@@ -129,18 +129,29 @@ def test_processes_compute_what_one_does(place, undisturbed, tmp_path, count, op
     assert "steps done" in job.logs[0].read_text() and "steps done" not in job.logs[1].read_text()
 
 
+# Lazy terms, an adjustment of the probability and every cosine within the steps.
+STYLEGAN2 = ["--preset=small", "--image-size=16", "--latent-dim=4", "--capacity=64", "--max-channels=4", "--mirror"]
+STYLEGAN2 += ["--r1-interval=4", "--path-interval=3", "--augment-interval=4", "--augment-speed-images=1000"]
+STYLEGAN2 += ["--augment-p=0.3", "--augment-policy=blit,color"]
+R3GAN = ["--image-size=16", "--width=2", "--latent-dim=4", "--group-size=2", "--mirror", "--schedule-images=200"]
+R3GAN += ["--augment=color,cutout", "--augment-probability", "0.3", "0.7"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-@pytest.mark.parametrize("name", ["small_translator", "small_stylizer", "small_prior"])
+@pytest.mark.parametrize("name", ["small_translator", "small_stylizer", "small_prior", "stylegan2", "r3gan"])
 def test_every_kind_of_method_is_the_same_in_two_processes(place, tmp_path, name, parallel):
-    """Several sources, a history in the state, frozen networks, no data at all."""
+    """Several sources, a history in the state, frozen networks, no data at all; and the GANs of today."""
     data = {
         "small_translator": ["--data", "a={0}", "b={0}"],
         "small_stylizer": ["--data", "content={0}", "style={0}"],
         "small_prior": [],
+        "stylegan2": ["--data={0}", *STYLEGAN2],
+        "r3gan": ["--data={0}", *R3GAN],
     }[name]
     data = [part.format(place / "pictures.npz") for part in data]
-    command = [sys.executable, "-m", "ganstyle_jax", "train", str(Path(__file__).with_name(f"{name}.py")), *data]
+    method = str(Path(__file__).with_name(f"{name}.py")) if name.startswith("small") else name
+    command = [sys.executable, "-m", "ganstyle_jax", "train", method, *data]
     command += ["--batch-size=16", "--dtype=float64", f"--steps={STEPS}", "--sample-every=100", "--workers=1"]
     for count in (1, 2):
         run_dir = tmp_path / str(count)

@@ -74,12 +74,92 @@ def test_what_a_generator_drew_is_found_again(made, drawn, space):
         np.testing.assert_allclose(again, found.images, atol=1e-5)
 
 
+def noisy(model, strength=0.3):
+    """With noise that can be seen."""
+    cfg, variables = model.cfg, model.variables
+
+    def louder(path, x):
+        return np.full_like(x, strength) if "noise_strength" in str(path) else x
+
+    return dataclasses.replace(model, cfg=cfg, variables=jax.tree_util.tree_map_with_path(louder, variables))
+
+
 @pytest.mark.slow
-def test_a_picture_is_found_by_itself(made, drawn):
-    both = projection.project(made["w"], drawn["w"], dataclasses.replace(STEPS, steps=10))
-    alone = projection.project(made["w"], drawn["w"][1:], dataclasses.replace(STEPS, steps=10))
+@pytest.mark.parametrize("noise_maps", [False, True])
+def test_a_picture_is_found_by_itself(made, drawn, noise_maps):
+    model, settings = noisy(made["w"]), dataclasses.replace(STEPS, steps=10, noise_maps=noise_maps)
+    both, alone = (projection.project(model, pictures, settings) for pictures in (drawn["w"], drawn["w"][1:]))
     np.testing.assert_allclose(alone.latents[0], both.latents[1], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(alone.begun[0], both.begun[1], rtol=1e-4)
+    if noise_maps:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b[1], rtol=1e-2, atol=1e-3), alone.noise, both.noise)
+
+
+@pytest.mark.slow
+def test_noise_is_found_too(made):
+    """Of pictures with other noise than that of samples, which are drawn again from what was found."""
+    model = noisy(made["w"])
+    other = model.variables | {"noise": jax.tree.map(lambda x: np.roll(x, 1, 1)[::-1], model.variables["noise"])}
+    w = stylegan2.to_w(model.variables, model.method.requests(jax.random.key(7), 2, model.cfg, {}), model.cfg)
+    pictures = np.asarray(stylegan2.synthesize(other, w, model.cfg))
+    found = projection.project(model, pictures, dataclasses.replace(STEPS, noise_maps=True))
+    again = stylegan2.synthesize(model.variables | {"noise": found.noise}, found.latents, model.cfg)
+    np.testing.assert_allclose(again, found.images, atol=1e-5)
+    network, params = projection.compared_by("auto")
+    before = stylegan2.synthesize(model.variables, found.latents, model.cfg)  # with the noise of samples
+    wanted, seen = (projection.features(network, params, x) for x in (pictures, before))
+    assert (found.distances < 0.6 * projection.distance(seen, wanted)).all()
+    for x in jax.tree.leaves(found.noise):
+        assert x.shape[0] == 2 and np.abs(x[0] - x[1]).max() > 0.1
+        np.testing.assert_allclose(x.mean((1, 2)), 0, atol=1e-5)
+        np.testing.assert_allclose(x.std((1, 2)), 1, rtol=1e-4)
+    assert (projection.noise_penalty(found.noise) < 1e-3).all()
+
+
+def test_the_penalty_on_noise_matches_pytorch(x64, torch):
+    """Appendix D of the paper in PyTorch's words, value and gradient, each picture by itself."""
+    rng = np.random.default_rng(0)
+    maps = {f"b{s}": {"conv1": np.cumsum(rng.normal(size=(3, s, s)), 1)} for s in (4, 8, 16, 32)}
+    ours, back = jax.vjp(projection.noise_penalty, maps)
+    gradients = back(np.arange(1.0, 4.0))[0]
+    theirs = {name: torch.tensor(x["conv1"], requires_grad=True) for name, x in maps.items()}
+    expected = []
+    for i in range(3):
+        total = torch.zeros((), dtype=torch.float64)
+        for x in theirs.values():
+            level = x[i][None, None]
+            while True:
+                size = level.shape[-1]
+                for dim in (2, 3):
+                    products = level * torch.cat([level.narrow(dim, size - 1, 1), level.narrow(dim, 0, size - 1)], dim)
+                    total = total + (products.sum() / size**2) ** 2
+                if size <= 8:
+                    break
+                level = 2 * torch.nn.functional.avg_pool2d(level, 2)  # which keeps the variance of independent pixels
+        expected.append(total)
+    np.testing.assert_allclose(ours, [x.item() for x in expected], rtol=1e-12)
+    torch.stack(expected).backward(torch.arange(1.0, 4.0, dtype=torch.float64))
+    for name, x in theirs.items():
+        np.testing.assert_allclose(gradients[name]["conv1"], x.grad.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_the_penalty_on_noise_is_that_of_likeness():
+    """2 for stripes, and for one grey, whose neighbours are all alike or all opposite; near 0 for noise."""
+    stripes = np.tile([1.0, -1.0], (1, 8, 4))
+    np.testing.assert_allclose(projection.noise_penalty([stripes, np.ones((1, 8, 8))]), 4, rtol=1e-6)
+    noise = np.random.default_rng(0).normal(size=(1, 256, 256))
+    assert projection.noise_penalty([noise]) < 0.1
+    odd = np.random.default_rng(0).normal(size=(1, 27, 19))
+    assert projection.noise_penalty([odd]) > 0
+
+
+def test_it_can_begin_at_the_average(made, drawn):
+    settings = dataclasses.replace(STEPS, steps=1, begin="average", noise=0.0, learning_rate=1e-9)
+    found = projection.project(made["w"], drawn["w"], settings)
+    requests = made["w"].method.requests(jax.random.key(5), 10_000, made["w"].cfg, {})
+    w = np.asarray(stylegan2.to_w(made["w"].variables, requests, made["w"].cfg))
+    error = np.abs(found.latents - w.mean(0)) / (w.std(0) / 100)  # two means of 10,000
+    assert error.max() < 7 and (found.latents[0] == found.latents[1]).all()
 
 
 def test_a_run_in_parts_is_one_in_one_piece(made, drawn):
@@ -117,7 +197,8 @@ def test_the_command_writes_what_it_found(made, drawn, tmp_path, capsys):
         images.save_png(tmp_path / f"face{i}.png", picture)
     out = tmp_path / "out"
     project.run(
-        [str(tmp_path / x) for x in ("small.safetensors", "face0.png", "face1.png")] + ["-o", str(out), "--steps", "8"]
+        [str(tmp_path / x) for x in ("small.safetensors", "face0.png", "face1.png")]
+        + ["-o", str(out), "--steps", "8", "--noise-maps"]
     )
     said = capsys.readouterr().out
     assert "face0: distance" in said and "2 pictures are in" in said
@@ -126,6 +207,8 @@ def test_the_command_writes_what_it_found(made, drawn, tmp_path, capsys):
     ]
     with np.load(out / "latents.npz") as kept:
         assert kept["latents"].shape == (2, model.cfg.styles, 8)
+        assert kept["noise/b4/conv1"].shape == (2, 4, 4) and kept["noise/b32/conv0"].shape == (2, 32, 32)
+        assert len(kept.files) == 1 + len(jax.tree.leaves(model.variables["noise"]))
     assert len(list(video.read_video(out / "projection.mp4"))) == 8
 
 
@@ -136,6 +219,12 @@ def test_what_cannot_be_done_is_said(made, tmp_path):
         projection.Settings(learning_rate=0.0)
     with pytest.raises(ValueError, match="noise must not be negative"):
         projection.Settings(noise=-1.0)
+    with pytest.raises(ValueError, match="begin must be nearest or average, got 'zero'"):
+        projection.Settings(begin="zero")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="dcgan has no maps of noise to search: leave out --noise-maps"):
+        projection.space_of(made["z"], projection.Settings(noise_maps=True))
+    with pytest.raises(UserError, match="--begin average is of styles w"):
+        projection.space_of(made["z"], projection.Settings(begin="average"))
     with pytest.raises(UserError, match="dcgan has no styles w: use --space z"):
         projection.space_of(made["z"], projection.Settings(space="w"))
     with pytest.raises(UserError, match="give pictures after"):

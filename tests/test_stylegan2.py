@@ -1,17 +1,20 @@
 """StyleGAN2 against PyTorch in float64, part by part and step by step, and the properties that it is named for."""
 
 import dataclasses
+import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import load_script
 
 from ganstyle_jax.data import Source
 from ganstyle_jax.gan import stylegan2
 from ganstyle_jax.io.files import UserError
-from ganstyle_jax.nn import adaptive_augment, layers, resampling
+from ganstyle_jax.nn import adaptive_augment, layers, losses, resampling
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -261,6 +264,22 @@ def test_five_steps_match_pytorch(x64, torch, reference, options):
         assert abs(float(state.augment_p) - cfg.augment_p) > 1e-3  # it has moved
     else:
         assert state.augment_p == cfg.augment_p
+
+
+@pytest.mark.slow
+def test_mirrored_pictures_come_from_the_key(x64):
+    """A step with mirror is a step without it on pictures some of which are turned, in R1 too."""
+    cfg = dataclasses.replace(PARITY, conditional=False, classes=None, augment="none", path_length=0.0)
+    images, key = pictures(0, BATCH, cfg), jax.random.key(1)
+    which = np.asarray(jax.random.bernoulli(jax.random.fold_in(key, 4), 0.5, (BATCH,)))
+    assert 0 < which.sum() < BATCH
+    by_hand = np.where(which[:, None, None, None], images[:, :, ::-1], images)
+    step = jax.jit(stylegan2.train_step, static_argnames="cfg")
+    mirroring = dataclasses.replace(cfg, mirror=True)
+    turned, _ = step(a_state(cfg), {"real": {"image": images}}, key, mirroring)
+    expected, metrics = step(a_state(cfg), {"real": {"image": by_hand}}, key, cfg)
+    assert metrics["penalty/r1"] > 0
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), turned, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -541,6 +560,12 @@ def test_noise_changes_pictures_and_its_strength_begins_at_0():
         for noise in ("const", "random", "none")
     }
     assert min(np.abs(drawn[a] - drawn[b]).max() for a, b in [("const", "random"), ("const", "none")]) > 0.01
+    # Maps of each picture's own, whatever the settings say: those of samples in the last one alone.
+    own = jax.tree.map(lambda x: np.stack([0 * x, 0 * x, x]), state.noise)
+    silent = dataclasses.replace(TINY, noise="none")
+    given = np.asarray(stylegan2.sample(stylegan2.generator(state, TINY) | {"noise": own}, z, silent))
+    np.testing.assert_allclose(given[:2], drawn["none"][:2], atol=1e-6)
+    np.testing.assert_allclose(given[2], drawn["const"][2], atol=1e-6)
     still = jax.tree_util.tree_map_with_path(
         lambda path, x: np.zeros_like(x) if path[-1].key == "noise_strength" else x, state.ema
     )
@@ -688,3 +713,15 @@ def test_clamping():
     np.testing.assert_allclose(stylegan2.activated(x, 256.0), [-256, -0.2 * math.sqrt(2), math.sqrt(2), 256], rtol=1e-6)
     half = math.sqrt(0.5)
     np.testing.assert_allclose(stylegan2.activated(x, 256.0, half), [-256 * half, -0.2, 1, 256 * half], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_benchmark_times_what_agrees(torch, tmp_path, monkeypatch):
+    script = load_script("bench/stylegan2")
+    bench = script.Bench(16, 64, 4, batch_size=4, rounds=2, steps=2, threads=1, json=tmp_path / "stylegan2.json")
+    record = script.main(bench)
+    assert json.loads(bench.json.read_text())["ratio"] == record["ratio"] > 0
+    assert {name: len(times) for name, times in record["seconds"].items()} == {"ours": 2, "grouped": 2, "scaled": 2}
+    monkeypatch.setattr(losses, "generator_non_saturating", lambda logits: -logits)
+    with pytest.raises(UserError, match="loss/gen of the first step is"):
+        script.main(dataclasses.replace(bench, batch_size=6))

@@ -1,5 +1,6 @@
 """The loop: devices, data, resuming, signals, what a run leaves behind. Mostly on `small_wgan`, which compiles fast."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -19,8 +20,9 @@ import pytest
 import small_wgan
 
 import ganstyle_jax
+from ganstyle_jax import builtin
 from ganstyle_jax.control import Advanced, Control, Done, Metrics, Pictures, heeding_signals
-from ganstyle_jax.gan import dcgan
+from ganstyle_jax.gan import dcgan, r3gan, stylegan2
 from ganstyle_jax.io.files import UserError
 from ganstyle_jax.loop import runs
 from ganstyle_jax.loop.checkpoints import Checkpoints, digest
@@ -79,12 +81,17 @@ def farthest(a, b) -> float:
     return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()) for x, y in pairs)
 
 
-def command(run_dir: Path, data: Path, **loop) -> list[str]:
-    """`ganstyle train small_wgan.py` with the settings of `train`."""
+def command(run_dir: Path, data: Path, method=small_wgan, cfg=WGAN, **loop) -> list[str]:
+    """`ganstyle train small_wgan.py`, or a built-in method, with the settings of `train`."""
     short = {"steps": 12, "batch_size": 8, "log_every": 4, "sample_every": 12, "checkpoint_every": 4, "devices": 1}
-    flags = short | {"latent_dim": WGAN.latent_dim, "width": WGAN.width} | loop
-    args = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    start = [sys.executable, "-m", "ganstyle_jax", "train", small_wgan.__file__]
+    fields = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
+    flags = short | {name: x for name, x in fields.items() if x != getattr(type(cfg)(), name)} | loop
+    args = []
+    for name, value in flags.items():
+        values = [] if value is True else map(str, value) if isinstance(value, tuple) else [str(value)]
+        args += [f"--{name.replace('_', '-')}", *values]
+    known = method.__name__.split(".")[-1] if method.__name__ in builtin.EVERY.values() else method.__file__
+    start = [sys.executable, "-m", "ganstyle_jax", "train", known]
     return [*start, f"--data={data}", f"--run-dir={run_dir}", *args]
 
 
@@ -269,9 +276,40 @@ def test_loop_refuses_what_is_below_one(name):
 # Resuming
 
 
+# Lazy terms and adjustments of the probability fall among the steps of a test, and so does the cosines' end.
+STYLEGAN2 = stylegan2.Config(
+    image_size=16,
+    preset="small",
+    latent_dim=4,
+    capacity=64,
+    max_channels=4,
+    r1_interval=4,
+    path_interval=3,
+    augment_interval=4,
+    augment_speed_images=1000.0,
+    augment_p=0.3,
+    augment_policy="blit,color",
+    mirror=True,
+)
+R3GAN = r3gan.Config(
+    image_size=16,
+    width=2,
+    latent_dim=4,
+    group_size=2,
+    schedule_images=200,
+    mirror=True,
+    augment="color,cutout",
+    augment_probability=(0.3, 0.7),
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("devices, kills", [(1, 2), (8, 1)])
-def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(pictures, tmp_path, devices, kills):
+@pytest.mark.parametrize(
+    "method, cfg, devices, kills",
+    [(small_wgan, WGAN, 1, 2), (small_wgan, WGAN, 8, 1), (stylegan2, STYLEGAN2, 1, 1), (r3gan, R3GAN, 1, 1)],
+    ids=["wgan", "wgan-8-devices", "stylegan2", "r3gan"],
+)
+def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(pictures, tmp_path, method, cfg, devices, kills):
     """Kills of a process and its resumption, at moments of the training and of the writing of checkpoints.
 
     Its steps have no end, and where the last kill has come decides how many the whole run has: so none comes too late.
@@ -282,7 +320,7 @@ def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(pictures, tmp_path, d
     moments = []
     for attempt in range(kills):
         reached = Checkpoints(run_dir).steps()[-1:] or [0]
-        endless = command(run_dir, pictures, resume="auto", **loop, steps=1_000_000)
+        endless = command(run_dir, pictures, method, cfg, resume="auto", **loop, steps=1_000_000)
         process = subprocess.Popen(endless, stderr=subprocess.DEVNULL)
         wait_for(functools.partial(checkpoint_begun, run_dir, reached[0] + 5 * (attempt + 1)), process)
         moments.append(float(rng.uniform(0, 0.3)))
@@ -291,8 +329,8 @@ def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(pictures, tmp_path, d
         process.wait()
     at = Checkpoints(run_dir).steps()
     end = at[-1] + 15
-    expected = train(tmp_path / "expected", pictures, steps=end, **loop)
-    state = train(run_dir, pictures, resume="auto", steps=end, **loop)
+    expected = train(tmp_path / "expected", pictures, method, cfg, steps=end, **loop)
+    state = train(run_dir, pictures, method, cfg, resume="auto", steps=end, **loop)
     assert digest(state) == digest(expected) == stored(run_dir, end), (moments, at)
     assert without_speed(logged(run_dir)) == without_speed(logged(tmp_path / "expected")), (moments, at)
     leftovers = [p.name for p in (run_dir / "checkpoints").iterdir() if not p.name.split(".")[0].isdigit()]

@@ -1,9 +1,10 @@
 """The PyTorch reference for `ganstyle_jax.gan.stylegan2` and `ganstyle_jax.nn.adaptive_augment`.
 
 Written from the papers' equations in the plainest form: zeros are put between pixels and filtered by a 4x4 kernel, each
-picture has weights of its own in a grouped convolution, pictures are padded, enlarged and read by `grid_sample`.
-Pictures are (b, c, h, w) here. Weights are nested dictionaries of tensors, as the state of the method has them; kernels
-(h, w, in, out) are turned where they are used, so that their gradients compare as they are.
+picture has weights of its own in a grouped convolution (or, for timings, is scaled before and after one for all),
+pictures are padded, enlarged and read by `grid_sample`. Pictures are (b, c, h, w) here. Weights are nested dictionaries
+of tensors, as the state of the method has them; kernels (h, w, in, out) are turned where they are used, so that their
+gradients compare as they are.
 """
 
 import math
@@ -16,11 +17,11 @@ FILTER = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64)
 SQRT2 = math.sqrt(2)
 
 
-def tensors(tree, grad=True):
-    """A tree of arrays as float64 leaves."""
+def tensors(tree, grad=True, dtype=torch.float64):
+    """A tree of arrays as leaves."""
     if isinstance(tree, dict):
-        return {name: tensors(part, grad) for name, part in tree.items()}
-    return torch.tensor(np.array(tree, np.float64), requires_grad=grad)
+        return {name: tensors(part, grad, dtype) for name, part in tree.items()}
+    return torch.tensor(np.array(tree), dtype=dtype, requires_grad=grad)
 
 
 def leaves(tree, path=()):
@@ -46,7 +47,7 @@ def resample(x, taps, up=1, down=1, before=0, after=0, gain=1.0):
         wide[:, :, :, 0, :, 0] = x
         x = wide.reshape(b, c, h * up, w * up)
     x = F.pad(x, [before, after, before, after])
-    kernel = (taps / taps.sum() * math.sqrt(gain)).expand(c, 1, 1, len(taps))
+    kernel = (taps / taps.sum() * math.sqrt(gain)).to(x.dtype).expand(c, 1, 1, len(taps))
     x = F.conv2d(x, kernel, groups=c)
     return F.conv2d(x, kernel.transpose(2, 3), groups=c)[:, :, ::down, ::down]
 
@@ -63,16 +64,25 @@ def unit(x):
 def mapping(p, z, label, classes, depth):
     parts = [] if z is None else [unit(z)]
     if label is not None:
-        parts.append(unit(dense(p["embed"], F.one_hot(label.long(), classes).double())))
+        parts.append(unit(dense(p["embed"], F.one_hot(label.long(), classes).to(p["embed"]["kernel"].dtype))))
     x = torch.cat(parts, 1)
     for i in range(depth):
         x = dense(p[f"fc{i}"], x, 0.01, True)
     return x
 
 
-def modulated(x, kernel, style, up=False, demodulate=True):
+def modulated(x, kernel, style, up=False, demodulate=True, grouped=True):
     """Each picture by weights of its own."""
     b, c, h, w = x.shape
+    if not grouped:
+        x, weights = x * style[:, :, None, None], kernel.permute(3, 2, 0, 1)
+        if up:
+            x = resample(F.conv_transpose2d(x, weights.transpose(0, 1), stride=2), FILTER, before=1, after=1, gain=4)
+        else:
+            x = F.conv2d(x, weights, padding=weights.shape[2] // 2)
+        if demodulate:
+            x = x * torch.rsqrt(style**2 @ (weights**2).sum((2, 3)).t() + 1e-8)[:, :, None, None]
+        return x
     weights = kernel.permute(3, 2, 0, 1)[None] * style[:, None, :, None, None]  # (b, out, in, p, p)
     if demodulate:
         weights = weights / torch.sqrt((weights**2).sum((2, 3, 4), keepdim=True) + 1e-8)
@@ -86,27 +96,27 @@ def modulated(x, kernel, style, up=False, demodulate=True):
     return x.reshape(b, d, h, w)
 
 
-def layer(p, x, w, noise, up=False):
-    x = modulated(x, p["kernel"], dense(p["affine"], w), up)
+def layer(p, x, w, noise, up=False, grouped=True):
+    x = modulated(x, p["kernel"], dense(p["affine"], w), up, grouped=grouped)
     if noise is not None:
         x = x + noise[:, None] * p["noise_strength"]
     return F.leaky_relu(x + p["bias"][:, None, None], 0.2) * SQRT2
 
 
-def synthesis(p, ws, noise):
+def synthesis(p, ws, noise, grouped=True):
     """ws: (b, styles, n); noise as the method has it, of tensors."""
     picture, index = None, 0
     x = p["b4"]["const"].permute(2, 0, 1).expand(len(ws), -1, -1, -1)
     for size in [1 << i for i in range(2, 2 + len(p))]:
         level, here = p[f"b{size}"], noise.get(f"b{size}", {})
         if size > 4:
-            x = layer(level["conv0"], x, ws[:, index], here.get("conv0"), up=True)
+            x = layer(level["conv0"], x, ws[:, index], here.get("conv0"), up=True, grouped=grouped)
             index += 1
-        x = layer(level["conv1"], x, ws[:, index], here.get("conv1"))
+        x = layer(level["conv1"], x, ws[:, index], here.get("conv1"), grouped=grouped)
         index += 1
         paint = level["to_picture"]
         style = dense(paint["affine"], ws[:, index]) / math.sqrt(x.shape[1])
-        part = modulated(x, paint["kernel"], style, demodulate=False) + paint["bias"][:, None, None]
+        part = modulated(x, paint["kernel"], style, demodulate=False, grouped=grouped) + paint["bias"][:, None, None]
         if picture is not None:
             picture = resample(picture, FILTER, up=2, before=2, after=1, gain=4)
         picture = part if picture is None else picture + part
@@ -311,12 +321,17 @@ def transform(x, draws, sym2, sym6):
 class Training:
     """Networks, optimizers and everything else that a step changes; one method for each of its four phases."""
 
-    def __init__(self, gen, disc, cfg, augment):
+    def __init__(self, gen, disc, cfg, augment, dtype=torch.float64, grouped=True):
         """gen, disc, ...: trees of arrays; augment(images, draws) -> images."""
-        self.gen, self.disc, self.cfg, self.augment = tensors(gen), tensors(disc), cfg, augment
-        self.ema = tensors(gen, grad=False)
-        self.w_avg = torch.zeros(cfg.latent_dim, dtype=torch.float64)
-        self.path_mean = self.r1 = torch.zeros((), dtype=torch.float64)
+        self.gen, self.disc, self.cfg, self.augment = (
+            tensors(gen, True, dtype),
+            tensors(disc, True, dtype),
+            cfg,
+            augment,
+        )
+        self.ema, self.grouped = tensors(gen, False, dtype), grouped
+        self.w_avg = torch.zeros(cfg.latent_dim, dtype=dtype)
+        self.path_mean = self.r1 = torch.zeros((), dtype=dtype)
         self.p, self.signs, self.step = cfg.augment_p, [], 0
 
         def adam(tree, interval):
@@ -335,7 +350,7 @@ class Training:
             cut = int(drawn["cut"])
             other = mapping(self.gen["mapping"], drawn["others"], label, cfg.classes, cfg.mapping_layers)
             ws = torch.cat([ws[:, :cut], other[:, None].repeat(1, cfg.styles - cut, 1)], 1)
-        return synthesis(self.gen["synthesis"], ws, drawn["noise"]), ws
+        return synthesis(self.gen["synthesis"], ws, drawn["noise"], self.grouped), ws
 
     def logits(self, images, draws, label):
         return discriminator(self.disc, self.augment(images, draws), label, self.cfg.group, self.cfg.classes)

@@ -17,13 +17,14 @@ class Convert:
     """Move weights from and to the common PyTorch examples, or to .safetensors.
 
     Of a DCGAN (netG.pth, netD.pth), of fast style transfer (candy.pth, a network of one style), of CycleGAN and pix2pix
-    (latest_net_G_A.pth, with latest_net_G_B.pth or alone) and of AdaIN (decoder.pth). From a run to files: `ganstyle
-    convert RUN --out FOLDER`. From files to a run that can be sampled from, applied or begun with (--init-from):
-    `ganstyle convert netG.pth netD.pth --out RUN`, or `ganstyle convert decoder.pth --encoder vgg_normalised --out RUN`
-    after `ganstyle weights import vgg_normalised.pth`. Pickled code in a .pth file is never executed.
+    (latest_net_G_A.pth, with latest_net_G_B.pth or alone), of AdaIN (decoder.pth), and of StyleGAN2 and R3GAN
+    (network-snapshot-000000.pkl). From a run to files: `ganstyle convert RUN --out FOLDER`. From files to a run that
+    can be sampled from, applied or begun with (--init-from): `ganstyle convert netG.pth netD.pth --out RUN`, or
+    `ganstyle convert decoder.pth --encoder vgg_normalised --out RUN` after `ganstyle weights import
+    vgg_normalised.pth`. Pickled code in a file is never executed.
     """
 
-    source: tyro.conf.Positional[tuple[Path, ...]]  # a run folder, or files as .pth or .safetensors
+    source: tyro.conf.Positional[tuple[Path, ...]]  # a run folder, or files as .pth, .safetensors or .pkl
     out: Path  # the folder to make
     format: Literal["pth", "safetensors"] = "pth"  # of the files written from a run
     averaged: bool = True  # write averaged weights rather than the last ones

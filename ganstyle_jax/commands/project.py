@@ -16,7 +16,8 @@ it draws them. Several pictures are searched for at once.
   ganstyle project runs/stylegan2 faces/*.jpg -o projected --space w+
 
 In the folder: for each picture NAME.png, what the generator draws; latents.npz with their latents in the order of the
-pictures; comparison.png, the pictures above what was found; and projection.mp4, the search.
+pictures, and with --noise-maps their noise; comparison.png, the pictures above what was found; and projection.mp4, the
+search.
 """
 SHOWN = 8  # pictures side by side in the film
 
@@ -87,6 +88,9 @@ def project(command: Project, settings: Any) -> None:
     for name, image in zip(names, found.images, strict=True):
         images.save_png(command.out / f"{name}.png", image)
     kept = {"latents": found.latents} if found.requests is None else requests_by_name(found.requests)
+    if found.noise is not None:
+        paths = jax.tree_util.tree_leaves_with_path(found.noise)
+        kept |= {"/".join(["noise", *(str(key.key) for key in path)]): x for path, x in paths}
     with atomic_path(command.out / "latents.npz") as path, open(path, "wb") as file:
         np.savez(file, allow_pickle=False, **kept)
     images.save_png(command.out / "comparison.png", side_by_side(wanted, found.images))

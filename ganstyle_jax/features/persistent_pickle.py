@@ -8,13 +8,16 @@ PyTorch's older layout in bytes.
 
 Here the source is passed over and what remains are names, numbers and arrays. The unpickler is torch_pickle.py's, with
 these few names and opcodes more.
+
+R3GAN's files are the same, but for networks that are pickled as objects of their classes, by name. Where a reader names
+these classes they are read, too: an object of one is its name and its `__dict__`, and no class is looked up.
 """
 
 import dataclasses
 import io
 import mmap
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +45,13 @@ class Network:
 class _Module:
     kind: str
     state: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class _Class:
+    """Stands for a class that the reader of a file has named."""
+
+    name: str
 
 
 class _EasyDict:
@@ -97,6 +107,10 @@ class PersistentUnpickler(Unpickler):
         **{(module, "set"): _set for module in ("builtins", "__builtin__")},
     }
     dispatch: ClassVar = {}  # filled below
+    classes: Collection[tuple[str, str]] = ()  # (module, name) of those whose objects are read
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _Class(name) if (module, name) in self.classes else super().find_class(module, name)
 
     def load_reduce(self) -> None:
         if self.stack[-2] is _EasyDict:
@@ -105,9 +119,17 @@ class PersistentUnpickler(Unpickler):
 
     def load_newobj(self) -> None:
         arguments, made = self.stack.pop(), self.stack.pop()
-        if made is not _EasyDict or arguments != ():
+        if arguments != () or not (made is _EasyDict or isinstance(made, _Class)):
             raise FileError("asks for an object of a class, which no network needs, and was not executed")
-        self.stack.append({})
+        self.stack.append(_Module(made.name, {}) if isinstance(made, _Class) else {})
+
+    def load_build(self) -> None:
+        state, made = self.stack[-1], self.stack[-2]
+        super().load_build()
+        if isinstance(made, _Module):
+            if type(state) is not dict:
+                raise FileError("is damaged: a network in it has no state; nothing in it was executed")
+            made.state.update(state)
 
     def load_empty_set(self) -> None:
         self.stack.append([])
@@ -119,26 +141,36 @@ class PersistentUnpickler(Unpickler):
         self.stack[-1].extend(items)
 
 
-_OWN = ("REDUCE", "NEWOBJ", "EMPTY_SET", "ADDITEMS")
+_OWN = ("REDUCE", "NEWOBJ", "BUILD", "EMPTY_SET", "ADDITEMS")
 PersistentUnpickler.dispatch |= Unpickler.dispatch | torch_pickle.dispatch_of(_OWN, PersistentUnpickler, _OWN)
 
 
 def is_persistent(path: Path | str) -> bool:
     """Whether the file is a pickle that names `torch_utils.persistence`; False where it cannot be read."""
+    return mentions(path, ["torch_utils.persistence"])
+
+
+def mentions(path: Path | str, names: Collection[str]) -> bool:
+    """Whether the file is a pickle with one of these names at its beginning; False where it cannot be read."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content[:1] == pickle.PROTO and content.find(b"torch_utils.persistence", 0, 1 << 20) >= 0
+            return content[:1] == pickle.PROTO and any(content.find(x.encode(), 0, 1 << 20) >= 0 for x in names)
     except (OSError, ValueError):
         return False
 
 
-def read_networks(path: Path | str) -> dict[str, Network]:
-    """The networks of a file by name, such as "G", "D" and "G_ema". UserError for any other file."""
+def read_networks(path: Path | str, classes: Collection[tuple[str, str]] = ()) -> dict[str, Network]:
+    """The networks of a file by name, such as "G", "D" and "G_ema". UserError for any other file.
+
+    classes: (module, name) of those that networks may be pickled as objects of, which then have no arguments.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             # Of tensors every byte is read once, remembered once as bytes and once as a storage.
-            tree = PersistentUnpickler(content, no_storages, more=8 * len(content)).load()
+            unpickler = PersistentUnpickler(content, no_storages, more=8 * len(content))
+            unpickler.classes = frozenset(classes)
+            tree = unpickler.load()
         if type(tree) is not dict:
             raise FileError(f"holds a {type(tree).__name__.strip('_')}, where a dictionary of networks was expected")
         networks = {name: _flat(of) for name, of in tree.items() if isinstance(of, _Module) and type(name) is str}

@@ -12,6 +12,7 @@ follow each other, generator first, each with latents of its own; settings follo
 - the groups of `minibatch_deviation` are neighbours in the global batch, where theirs are strided in each device's, and
   as large as the batch can be divided by;
 - the average style, the average path length and augmentation are those of the global batch, and parts of the state;
+- `mirror` turns each real picture or not as it comes, where theirs doubles the data;
 - half precision is bfloat16, and gradients that are not finite are left so, that the loop stops there;
 - generated pictures are asked for with the labels of the batch's real ones, where theirs are drawn anew.
 """
@@ -30,7 +31,7 @@ import optax
 from jax import lax
 
 from ganstyle_jax.data import Source, Wanted
-from ganstyle_jax.nn import adaptive_augment, classes, layers, losses, micro_batches, resampling
+from ganstyle_jax.nn import adaptive_augment, augment, classes, layers, losses, micro_batches, resampling
 from ganstyle_jax.nn.classes import class_weights
 from ganstyle_jax.nn.samples import diversity
 
@@ -97,6 +98,7 @@ class Config:
     augment_target: float = 0.6  # mean sign of the real pictures' logits that the probability is to keep
     augment_speed_images: float = 500_000.0  # images in which the probability goes from 0 to 1
     augment_interval: int = 4  # steps from one adjustment of the probability to the next
+    mirror: bool = False  # turn real pictures left for right, each with a chance of one half
     weights: Literal["average", "last"] = "average"  # of samples: averaged over training, or those of the last step
     truncation: float = 1.0  # psi of samples: how far styles are from their average; 1: as they are
     noise: Literal["const", "random", "none"] = "const"  # of samples: the same in all pictures, or another in each
@@ -567,6 +569,8 @@ def train_step(
     are asked for with too. Returns the new state and scalar metrics.
     """
     real = batch["real"]["image"].astype(cfg.param_dtype)
+    if cfg.mirror:
+        real = augment.flip(jax.random.fold_in(key, 4), real, axis_name)
     label = batch["real"]["label"] if cfg.conditional else None
     b = len(real)
     whole = b * layers.axis_size(axis_name)
@@ -834,7 +838,12 @@ def synthesize(variables: dict, w: jax.Array, cfg: Config) -> jax.Array:
 
 
 def sample_noise(variables: dict, n: int, cfg: Config) -> Any:
-    """What `cfg.noise` says: the state's in every picture, for each of the n another one, or none."""
+    """What `cfg.noise` says: the state's in every picture, for each of the n another one, or none.
+
+    Whatever it says, maps of each picture (n, h, w) in the place of the state's (h, w), as projection finds them.
+    """
+    if all(x.ndim == 3 for x in jax.tree.leaves(variables["noise"])):
+        return variables["noise"]
     if cfg.noise == "const":
         return jax.tree.map(lambda x: x[None], variables["noise"])
     return draw_noise(jax.random.key(0), n, cfg) if cfg.noise == "random" else {}
