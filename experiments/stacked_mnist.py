@@ -21,7 +21,6 @@ import dataclasses
 import functools
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,11 @@ import jax.numpy as jnp
 import lenet_fd
 import numpy as np
 import tyro
+from budget import train_for
 from jax import lax
 
 from ganstyle_jax import contract, data
 from ganstyle_jax.commands import flags
-from ganstyle_jax.control import Advanced, Control, Event
 from ganstyle_jax.io import images
 from ganstyle_jax.io.files import UserError, atomic_path
 from ganstyle_jax.judge.metrics import modes
@@ -147,15 +146,7 @@ def row_of(name: str, method: contract.Method, seed: int, source: str, settings:
         devices=1,
         progress="lines",
     )
-    control, budget = Control(), Budget(60 * settings.minutes)
-    goes_on = (run_dir / "checkpoints").exists()
-
-    def within_budget(event: Event) -> None:
-        if isinstance(event, Advanced) and budget.is_spent():
-            control.stop()
-
-    with control.heard_by(within_budget):
-        train.run(method, cfg, source, loop, control=control)
+    spent = train_for(settings.minutes, method, cfg, source, loop)
     last = min(runs.load(run_dir).step, settings.steps)
     curve = []
     for step in [*range(every, last, every), last]:
@@ -172,25 +163,11 @@ def row_of(name: str, method: contract.Method, seed: int, source: str, settings:
         "seed": seed,
         "settings": told(settings),
         "steps": last,
-        "processor_seconds": None if goes_on else round(budget.spent, 1),  # of the whole run, or not known
+        "processor_seconds": spent,  # of the whole run, or not known
         "modes": curve[-1]["modes"],
         "kl": curve[-1]["kl"],
         "curve": curve,
     }
-
-
-class Budget:
-    """Processor time from when it is first asked for: compiling does not count, nor does a pause."""
-
-    def __init__(self, seconds: float):
-        self.seconds, self.spent = seconds, 0.0
-        self.began: float | None = None
-
-    def is_spent(self) -> bool:
-        now = time.process_time()
-        self.began = now if self.began is None else self.began
-        self.spent = now - self.began
-        return self.spent > self.seconds
 
 
 def measured(pictures: np.ndarray, reference: Path) -> dict[str, Any]:

@@ -19,14 +19,13 @@ Expected: docs/measured.md, "StyleGAN2"; in three minutes on 2 CPU cores.
 import dataclasses
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads leave the cores when it is not their turn
 
+import in_turn
 import jax
 import jax.numpy as jnp
 import machine
@@ -128,30 +127,7 @@ def main(bench: Bench) -> dict[str, Any]:
             if abs(float(ours[what]) - value) > 1e-3 * abs(value):
                 raise UserError(f"{what} of the first step is {float(ours[what])} and {value} in PyTorch, {name}")
 
-    start = time.perf_counter()
-    advance = jax.jit(steps, donate_argnums=0).lower(state, pictures, key).compile()
-    record = machine.describe() | {"versions": machine.versions(("jax", "torch", "numpy")), "load": os.getloadavg()}
-    record |= {"settings": dataclasses.asdict(bench) | {"json": None}, "compile_seconds": time.perf_counter() - start}
-
-    def our_run() -> None:
-        nonlocal state
-        state, _ = jax.block_until_ready(advance(state, pictures, key))
-
-    runs = {"ours": our_run} | {name: side.run for name, side in theirs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(bench.rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if i > 0:  # the first round warms up
-                seconds[name].append((time.perf_counter() - start) / bench.steps)
-    middle = {name: median(values) for name, values in seconds.items()}
-    record |= {"seconds": seconds, "ratio": middle["ours"] / min(middle[name] for name in theirs)}
-    print(f"seconds a step: {', '.join(f'{name} {value:.3f}' for name, value in middle.items())}")
-    print(f"ratio {record['ratio']:.2f}, compiled in {record['compile_seconds']:.0f} s")
-    if bench.json:
-        machine.write_record(bench.json, record)
-    return record
+    return in_turn.timed(bench, steps, state, (pictures, key), {name: side.run for name, side in theirs.items()})
 
 
 if __name__ == "__main__":

@@ -653,8 +653,6 @@ def draw_distortion(key: jax.Array, b: int, state: State, cfg: Complete, axis_na
 
 def parts_of(b: int, cfg: Complete, axis_name: str | None) -> tuple[int, int]:
     """(in how many parts b pictures are judged, how many of them belong together)."""
-    if cfg.micro_batch is None:
-        return 1, 1
     group = group_of(b, cfg.group, axis_name)
     return micro_batches.count(b, cfg.micro_batch, group, axis_name), group
 
