@@ -23,8 +23,7 @@ APART = {(a, b) for a in (*METHODS, "loop", "judge") for b in METHODS if a != b}
 UPWARDS = {
     ("gan/convert.py", "loop"),
     ("gan/cyclegan_files.py", "loop"),
-    ("gan/stylegan2_files.py", "loop"),
-    ("gan/r3gan_files.py", "loop"),
+    ("gan/snapshots.py", "loop"),
     ("style/fast_style_files.py", "loop"),
     ("style/adain_files.py", "loop"),
 }

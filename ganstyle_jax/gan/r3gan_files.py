@@ -12,6 +12,7 @@ bfloat16, and has their settings for a network of that size, or those of the pre
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,11 +22,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ganstyle_jax.features import persistent_pickle, torch_files
+from ganstyle_jax.features import persistent_pickle
 from ganstyle_jax.features.array_files import not_finite
 from ganstyle_jax.features.persistent_pickle import Network
 from ganstyle_jax.features.state_dicts import StateDict
-from ganstyle_jax.gan import r3gan
+from ganstyle_jax.gan import r3gan, snapshots
 from ganstyle_jax.io.files import UserError
 
 IMPLEMENTATION = "brownvc/R3GAN"
@@ -250,39 +251,14 @@ def recognises(paths: list[Path]) -> bool:
 
 def import_files(paths: list[Path], out: Path) -> str:
     """Makes the run folder `out` of a pickled snapshot; returns a sentence. The optimizers are new."""
-    from ganstyle_jax.loop import runs
-    from ganstyle_jax.loop.checkpoints import Checkpoints
-    from ganstyle_jax.loop.settings import Loop
-
-    if (out / "run.json").exists():
-        raise UserError(f"{out} already holds a run: choose another --out")
-    if len(paths) != 1:
-        raise UserError(f"a snapshot of {IMPLEMENTATION} holds both networks: give one file, got {len(paths)}")
-    networks = persistent_pickle.read_networks(paths[0], CLASSES)
-    try:
-        cfg, state = state_of(networks)
-    except UserError as error:
-        raise UserError(f"{paths[0]}: {error}") from None
-    runs.write(out, r3gan, runs.describe(r3gan, cfg, f"weights of {paths[0].name}", Loop(run_dir=out)))
-    checkpoints = Checkpoints(out)
-    checkpoints.save(0, jax.tree.map(jax.device_put, state))
-    checkpoints.close()
-    what = "G_ema and D" if "D" in networks else "G_ema"
-    classes = f", {cfg.classes} classes" if cfg.conditional else ""
-    return f"{what} of {cfg.recipe.image_size} pixels{classes} are in the run folder {out}: ganstyle sample {out}"
+    read = functools.partial(persistent_pickle.read_networks, classes=CLASSES)
+    return snapshots.import_snapshot(r3gan, IMPLEMENTATION, paths, out, read, state_of)
 
 
 def export_run(run_dir: Path, out: Path, file_format: Literal["pth", "safetensors"], averaged: bool) -> str:
     """Writes the state dicts of G_ema (or of the last G) and D of a run into the folder `out`; returns a sentence."""
-    from ganstyle_jax.loop import runs
 
-    run = runs.load(run_dir)
-    generator = run.state.ema if averaged else run.state.gen.params
-    files = {
-        "G_ema" if averaged else "G": to_torch(generator, run.cfg, "generator"),
-        "D": to_torch(run.state.disc.params, run.cfg, "discriminator"),
-    }
-    for name, state in files.items():
-        torch_files.write_weights(out / f"{name}.{file_format}", state)
-    where = " and ".join(str(out / f"{name}.{file_format}") for name in files)
-    return f"step {run.step} of {run_dir} is in {where}"
+    def states_of(state: r3gan.State, generator: Any, cfg: r3gan.Config) -> tuple[StateDict, StateDict]:
+        return to_torch(generator, cfg, "generator"), to_torch(state.disc.params, cfg, "discriminator")
+
+    return snapshots.export_run(run_dir, out, file_format, averaged, states_of)

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ganstyle_jax.features import persistent_pickle, torch_files
+from ganstyle_jax.features import persistent_pickle
 from ganstyle_jax.features.array_files import not_finite
 from ganstyle_jax.features.persistent_pickle import Network
 from ganstyle_jax.features.state_dicts import StateDict
-from ganstyle_jax.gan import stylegan2
+from ganstyle_jax.gan import snapshots, stylegan2
 from ganstyle_jax.io.files import UserError
 
 IMPLEMENTATION = "stylegan2-ada-pytorch"
@@ -224,39 +224,17 @@ def import_files(paths: list[Path], out: Path) -> str:
 
     The optimizers, the average path length and augmentation are new, which such files do not hold.
     """
-    from ganstyle_jax.loop import runs
-    from ganstyle_jax.loop.checkpoints import Checkpoints
-    from ganstyle_jax.loop.settings import Loop
-
-    if (out / "run.json").exists():
-        raise UserError(f"{out} already holds a run: choose another --out")
-    if len(paths) != 1:
-        raise UserError(f"a snapshot of {IMPLEMENTATION} holds both networks: give one file, got {len(paths)}")
-    networks = persistent_pickle.read_networks(paths[0])
-    try:
-        cfg, state = state_of(networks)
-    except UserError as error:
-        raise UserError(f"{paths[0]}: {error}") from None
-    runs.write(out, stylegan2, runs.describe(stylegan2, cfg, f"weights of {paths[0].name}", Loop(run_dir=out)))
-    checkpoints = Checkpoints(out)
-    checkpoints.save(0, jax.tree.map(jax.device_put, state))
-    checkpoints.close()
-    what = "G_ema and D" if "D" in networks else "G_ema"
-    classes = f", {cfg.classes} classes" if cfg.conditional else ""
-    return f"{what} of {cfg.image_size} pixels{classes} are in the run folder {out}: ganstyle sample {out}"
+    return snapshots.import_snapshot(stylegan2, IMPLEMENTATION, paths, out, persistent_pickle.read_networks, state_of)
 
 
 def export_run(run_dir: Path, out: Path, file_format: Literal["pth", "safetensors"], averaged: bool) -> str:
     """Writes the state dicts of G_ema (or of the last G) and D of a run into the folder `out`; returns a sentence."""
-    from ganstyle_jax.loop import runs
 
-    run = runs.load(run_dir)
-    generator = to_torch(run.state.ema if averaged else run.state.gen.params)
-    generator["mapping.w_avg"] = np.asarray(run.state.w_avg)
-    for name, noise in flatten_dict(run.state.noise, sep="/").items():
-        generator[f"synthesis.{name.replace('/', '.')}.noise_const"] = np.asarray(noise)
-    files = {"G_ema" if averaged else "G": generator, "D": to_torch(run.state.disc.params, run.cfg.image_size)}
-    for name, state in files.items():
-        torch_files.write_weights(out / f"{name}.{file_format}", state)
-    where = " and ".join(str(out / f"{name}.{file_format}") for name in files)
-    return f"step {run.step} of {run_dir} is in {where}"
+    def states_of(state: stylegan2.State, generator: Any, cfg: stylegan2.Config) -> tuple[StateDict, StateDict]:
+        found = to_torch(generator)
+        found["mapping.w_avg"] = np.asarray(state.w_avg)
+        for name, noise in flatten_dict(state.noise, sep="/").items():
+            found[f"synthesis.{name.replace('/', '.')}.noise_const"] = np.asarray(noise)
+        return found, to_torch(state.disc.params, cfg.image_size)
+
+    return snapshots.export_run(run_dir, out, file_format, averaged, states_of)
