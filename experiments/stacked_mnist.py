@@ -56,6 +56,17 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "r3gan": ("r3gan", {}),
     # Digits on black are far apart, and generators of a few minutes old: a stronger penalty, and longer steps.
     "r3gan, gamma 10": ("r3gan", {"gamma": (10.0, 1.0), "learning_rate": (6e-4, 1.5e-4)}),
+    # For an hour of batches of 32: rates that a narrow network can take, falling until the end, and an average from the
+    # beginning, since Adam without momentum shakes the weights.
+    "r3gan, an hour": (
+        "r3gan",
+        {
+            "gamma": (20.0, 2.0),
+            "learning_rate": (1.5e-3, 1.5e-4),
+            "ema_halflife_images": (2_000.0, 10_000.0),
+            "schedule_images": 300_000,
+        },
+    ),
 }
 # Modes, KL, and where from. Those that are not marked are from Lin et al. 2018, table 2, as its authors' repository
 # shows it; of the others the tables themselves were not at hand.
